@@ -1,0 +1,38 @@
+"""Cartoon text-to-image for ModelScope. Importing this registers the plugin: rows in the host's index, which imports
+the engine when a pipeline is first built.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = '0.1.0'
+__all__ = ['load_pipeline', 'parse_request', '__version__']
+
+_TASK = 'text-to-image-synthesis'
+_INDEX = {
+    ('PIPELINES', _TASK, 'cartoon-stable-diffusion'): 'modelscope_cartoon.pipeline',
+    ('MODELS', _TASK, 'cartoon-stable-diffusion'): 'modelscope_cartoon.model',
+    ('PREPROCESSORS', 'multi-modal', 'cartoon-style-prompt'): 'modelscope_cartoon.preprocessor',
+    ('PIPELINES', _TASK, 'diffusers-stable-diffusion'): 'modelscope_cartoon.legacy',
+}
+_LAZY = {'load_pipeline': 'modelscope_cartoon.hub', 'parse_request': 'modelscope_cartoon.request'}
+
+
+def _register() -> None:
+    from modelscope.utils.import_utils import LazyImportModule
+
+    index = LazyImportModule.get_ast_index()['index']
+    for signature, module in _INDEX.items():
+        index[signature] = {'filepath': '', 'imports': [], 'module': module}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    module = import_module(_LAZY[name])
+    return getattr(module, name)
+
+
+_register()

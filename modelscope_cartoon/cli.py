@@ -1,0 +1,125 @@
+"""The command line: `modelscope-cartoon draw ...`, and the same as `modelscope cartoon draw ...`.
+
+Thin: parses, builds the same dicts that pipeline() takes, calls the pipeline, saves. stdout is the result (text, or
+JSON with --json), stderr what is said on the way. Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted.
+Nothing heavy is imported before a command needs it: the host loads this module for each of its own commands.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from modelscope_cartoon import __version__
+from modelscope_cartoon.errors import CartoonError
+from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
+from modelscope_cartoon.styles import styles
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='modelscope-cartoon', description='Cartoon pictures from text.')
+    parser.add_argument('--version', action='version', version=f'modelscope-cartoon {__version__}')
+    _add_commands(parser)
+    return run(parser.parse_args(arguments))
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
+    _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
+    for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
+        command = commands.add_parser(name, help=text)
+        command.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def _add_draw(draw: argparse.ArgumentParser) -> None:
+    draw.add_argument('prompt', nargs='?', help='what to draw, in English')
+    draw.add_argument('--prompt-file', metavar='FILE', help='prompts from a file, one a line ("-": standard input)')
+    draw.add_argument('--style', nargs='+', default=[], metavar='STYLE', help=f'{", ".join(styles())}, or all')
+    draw.add_argument('--model', default=None, metavar='MODEL',
+                      help='mini (default), full (the full-size model of each style), a hub id, or a folder')
+    draw.add_argument('--seed', nargs='+', type=int, default=[None], help='one picture for each seed')
+    draw.add_argument('--negative-prompt', help='what not to draw')
+    draw.add_argument('--no-trigger', action='store_true', help="leave the style's trigger words out")
+    draw.add_argument('--num-images-per-prompt', '-n', type=int, metavar='N')
+    draw.add_argument('--height', type=int)
+    draw.add_argument('--width', type=int)
+    draw.add_argument('--num-inference-steps', '--steps', type=int, metavar='N')
+    draw.add_argument('--guidance-scale', '--guidance', type=float, metavar='X')
+    draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
+    draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
+    draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
+    draw.add_argument('--memory', default='auto', help='auto, full, low, min')
+    draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
+    draw.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code of a parsed command; a user's mistake is one sentence on stderr."""
+    _log_to_stderr()
+    try:
+        return _execute(arguments)
+    except CartoonError as error:
+        print(f'modelscope-cartoon: {error}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print('modelscope-cartoon: interrupted; the pictures named above are saved.', file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _execute(arguments: argparse.Namespace) -> int:
+    if arguments.cartoon_command == 'draw':
+        from modelscope_cartoon.drawing import draw
+        return draw(arguments)
+    if arguments.cartoon_command == 'doctor':
+        from modelscope_cartoon.doctor import report
+        return report(arguments.json)
+    return list_styles(arguments.json)
+
+
+def list_styles(as_json: bool) -> int:
+    if as_json:
+        import json
+        from dataclasses import asdict
+        print(json.dumps([asdict(style) for style in styles().values()], ensure_ascii=False, indent=2))
+        return 0
+    for style in styles().values():
+        print(f'{style.name:<14}{style.title_zh}  {style.look}\n{"":14}trigger "{style.trigger}", '
+              f'{style.size} px, best with {style.scheduler}, {style.model_id} {style.model_revision}')
+    return 0
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger('modelscope_cartoon')
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter('%(message)s'))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+class CartoonCommand:
+    """`modelscope cartoon ...`: the host's plug-in point (entry-point group modelscope_hub.cli_plugins)."""
+
+    name = 'cartoon'
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    @staticmethod
+    def register(subparsers: Any) -> None:
+        parser = subparsers.add_parser('cartoon', help='cartoon pictures from text')
+        _add_commands(parser)
+        parser.set_defaults(_command=CartoonCommand)
+
+    def execute(self) -> None:
+        code = run(self.args)
+        if code:
+            sys.exit(code)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

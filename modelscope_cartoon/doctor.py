@@ -1,0 +1,93 @@
+"""The doctor command: what is installed, where the models are, what would be slow, what is missing and how to get it."""
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from typing import Any
+
+_PACKAGES = ('modelscope-cartoon', 'modelscope', 'torch', 'diffusers', 'transformers', 'accelerate', 'safetensors',
+             'opencv-python', 'Pillow', 'numpy')
+
+
+def report(as_json: bool) -> int:
+    """Prints the findings; exit code 1 where something keeps the package from drawing."""
+    findings = {'python': f'{platform.python_version()} on {platform.platform()}', 'packages': packages(),
+                **machine(), 'models': models(), 'advice': advice()}
+    if as_json:
+        print(json.dumps(findings, ensure_ascii=False, indent=2))
+    else:
+        _print(findings)
+    return 1 if any(version is None for version in findings['packages'].values()) else 0
+
+
+def packages() -> dict[str, str | None]:
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+    return {name: version(name) for name in _PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    from modelscope_cartoon.memory import free_bytes, gib
+    from modelscope_cartoon.precision import cpu_has_bf16
+
+    gpus = [{'name': torch.cuda.get_device_name(i), 'free': gib(free_bytes(torch.device('cuda', i)))}
+            for i in range(torch.cuda.device_count())]
+    return {'cpu': {'threads': torch.get_num_threads(), 'bf16': cpu_has_bf16(),
+                    'memory_free': gib(psutil.virtual_memory().available)}, 'gpus': gpus}
+
+
+def models() -> dict[str, str | None]:
+    """Each model's folder, None where it isn't on this machine."""
+    from modelscope_cartoon import mini
+    from modelscope_cartoon.hub import cached_snapshot
+    from modelscope_cartoon.styles import styles
+
+    found = {mini.NAME: mini.path() if (mini.path() / 'model_index.json').is_file() else None}
+    found |= {s.model_id: cached_snapshot(s.model_id, s.model_revision) for s in styles().values()}
+    return {name: str(path) if path else None for name, path in found.items()}
+
+
+def advice() -> list[str]:
+    import torch
+
+    from modelscope_cartoon.precision import cpu_has_bf16
+
+    lines = []
+    if not torch.cuda.is_available():
+        lines.append('no CUDA GPU: the full-size models take minutes a picture here; the mini model takes seconds.')
+        if not cpu_has_bf16():
+            lines.append('this processor has no bf16 arithmetic: full-size models are drawn in float32 (5 GiB).')
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        lines.append(f'cv2 can\'t be imported ({error}): drawing works without it, cv2.imwrite in your own code does '
+                     'not. On Debian or Ubuntu: apt-get install libgl1 libglib2.0-0; anywhere: '
+                     'pip uninstall opencv-python && pip install opencv-python-headless.')
+    if importlib.util.find_spec('torchvision') is not None:
+        lines.append('torchvision is installed; nothing here needs it, and one that does not match torch breaks '
+                     'the host\'s own imports.')
+    return lines
+
+
+def _print(findings: dict[str, Any]) -> None:
+    print(f'python        {findings["python"]}')
+    for name, version in findings['packages'].items():
+        print(f'{name:<22}{version or "MISSING: pip install modelscope-cartoon"}')
+    cpu = findings['cpu']
+    print(f'cpu           {cpu["threads"]} threads, bf16 {"yes" if cpu["bf16"] else "no"}, {cpu["memory_free"]} free')
+    for gpu in findings['gpus'] or [{'name': 'none', 'free': '-'}]:
+        print(f'gpu           {gpu["name"]}, free {gpu["free"]}')
+    for name, path in findings['models'].items():
+        print(f'model         {name}: {path or "not downloaded (drawn with --model full)"}')
+    for line in findings['advice']:
+        print(f'note          {line}')
+    sys.stdout.flush()

@@ -1,0 +1,125 @@
+"""The draw command: prompts x styles x seeds through the pipeline, each picture saved as soon as it is done."""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modelscope_cartoon import mini
+from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest
+from modelscope_cartoon.files import write_file
+from modelscope_cartoon.formats import Format, format_of_suffix
+from modelscope_cartoon.request import parse_request
+from modelscope_cartoon.styles import get_style, styles
+
+FULL = 'full'
+_FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'num_inference_steps', 'guidance_scale',
+           'scheduler')
+
+
+def draw(arguments: argparse.Namespace) -> int:
+    """Draws and saves what the command line asks for; prints each file, or with --json one document at the end."""
+    prompts = _prompts(arguments)
+    names = _styles(arguments.style)
+    shared = {field: getattr(arguments, field) for field in _FIELDS}
+    requests = [{'text': prompt, 'seed': seed, 'style': style, 'trigger': not arguments.no_trigger, **shared}
+                for style in names for prompt in prompts for seed in arguments.seed]
+    pictures = sum(parse_request(request).num_pictures for request in requests)     # all checked before any is drawn
+    target = Target(arguments.output, pictures)
+    done = []
+    for entry in _draw_all(arguments, requests, target):
+        done.append(entry)
+        if not arguments.json:
+            print(f'{entry["file"]}  (seed {entry["seed"]}, {entry["seconds"]:.1f} s)', flush=True)
+    if arguments.json:
+        print(json.dumps({'pictures': done}, ensure_ascii=False, indent=2))
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    if (arguments.prompt is None) == (arguments.prompt_file is None):
+        raise InvalidPrompt('give a prompt, or --prompt-file, and not both: '
+                            'modelscope-cartoon draw "a portrait painting of a woman" --style flat')
+    if arguments.prompt is not None:
+        return [arguments.prompt]
+    try:
+        text = sys.stdin.read() if arguments.prompt_file == '-' else Path(arguments.prompt_file).read_text('utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidPrompt(f'{arguments.prompt_file} can\'t be read as text ({error}).') from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InvalidPrompt(f'{arguments.prompt_file} has no prompt in it; write one a line.')
+    return prompts
+
+
+def _styles(given: list[str]) -> list[str | None]:
+    if 'all' in given:
+        return list(styles())
+    return [get_style(name).name for name in given] or [None]
+
+
+def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Target) -> Iterator[dict[str, Any]]:
+    pipe, loaded = None, None
+    for request in requests:
+        model = _model_of(arguments.model, request['style'])
+        if model != loaded:
+            pipe, loaded = _load(model, arguments), model
+        started = time.perf_counter()
+        output = pipe({**request, 'output_type': target.format.name})
+        seconds = (time.perf_counter() - started) / len(output['seeds'])
+        prompts = output['revised_prompt']
+        for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
+            yield {'file': str(write_file(target.next(request, seed), image)), 'model': model,
+                   'style': request['style'], 'seed': seed, 'seconds': round(seconds, 3),
+                   'revised_prompt': prompts if isinstance(prompts, str) else prompts[i]}
+
+
+def _model_of(model: str | None, style: str | None) -> str:
+    if model != FULL:
+        return model or mini.NAME
+    if style is None:
+        raise InvalidRequest('--model full needs a --style, which says which of the full-size models.')
+    return get_style(style).name
+
+
+def _load(model: str, arguments: argparse.Namespace) -> Any:
+    import torch
+
+    from modelscope_cartoon.hub import load_pipeline
+
+    if arguments.model is None:
+        print('drawing with the embedded mini model (128 px); for the full-size models (768 px, 5 GB each): '
+              '--style flat --model full', file=sys.stderr)
+    device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
+    return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory)
+
+
+class Target:
+    """Where pictures go: the file of --output where it is one picture, else files named after prompt, style and seed."""
+
+    def __init__(self, output: str | None, pictures: int):
+        path = Path(output or '.')
+        self.file = path if path.suffix and not path.is_dir() else None
+        self.folder = path.parent if self.file else path
+        self.format: Format = format_of_suffix(path.suffix) if self.file else format_of_suffix('.png')
+        self.pictures = pictures
+        self._used: set[Path] = set()
+
+    def next(self, request: dict[str, Any], seed: int) -> Path:
+        if self.file and self.pictures == 1:
+            return self.file
+        stem = self.file.stem if self.file else re.sub(r'\W+', '-', request['text'])[:40].strip('-').lower()
+        parts = [stem or 'picture', request['style'], str(seed)]
+        name = '-'.join(part for part in parts if part)
+        path = self.folder / f'{name}{self.file.suffix if self.file else ".png"}'
+        for i in range(2, 10_000):
+            if path not in self._used:
+                break
+            path = path.with_stem(f'{name}-{i}')
+        self._used.add(path)
+        return path

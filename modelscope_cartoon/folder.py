@@ -1,0 +1,212 @@
+"""A diffusers model folder, looked at before anything of it is built: is every file there, inside, and what it says?
+
+Nothing here imports torch or runs what a folder holds. Keys that would run code or install packages
+(`plugins`, `allow_remote`) are not obeyed.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelscope_cartoon.errors import BadConfiguration, DamagedWeights, ModelError
+
+WEIGHT_STEMS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model'}
+_BIN_STEMS = {**WEIGHT_STEMS, 'text_encoder': 'pytorch_model'}
+_LARGEST_JSON = 32 * 2**20        # tokenizer.json of CLIP has 2 MB
+_LARGEST_NUMBER = 10**7           # above any width, layer count or vocabulary of a Stable Diffusion
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of one component's weights. safe: safetensors. variant: 'fp16' where only such files are there."""
+    component: str
+    paths: tuple[Path, ...]
+    safe: bool
+    variant: str | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+
+class ModelFolder:
+    """A checked model folder. BadConfiguration, DamagedWeights or ModelError names the file that is wrong."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise ModelError(f'no model folder at {str(root)!r}; give a folder with model_index.json in it, '
+                             'a hub id such as damo/cv_cartoon_stable_diffusion_design, or mini.')
+        self.index = self.read_json('model_index.json')
+        if self.index.get('_class_name') != 'StableDiffusionPipeline':
+            raise BadConfiguration(f'{self.root / "model_index.json"} says _class_name '
+                                   f'{self.index.get("_class_name")!r}; accepted: StableDiffusionPipeline.')
+        self.configs = {name: self.read_json(f'{name}/config.json') for name in WEIGHT_STEMS}
+        self.scheduler_config = self.read_json('scheduler/scheduler_config.json')
+        check_fit(self.configs, self.scheduler_config, self.root)
+        self._check_tokenizer()
+        self.weights = {name: self._find_weights(name) for name in WEIGHT_STEMS}
+        self.check_manifest()
+
+    def path(self, relative: str) -> Path:
+        """`relative` inside the folder; ModelError where it is missing or leads out of it."""
+        if re.search(r'[\x00-\x1f]', relative) or len(relative) > 250:
+            raise ModelError(f'{self.root}: the file name {relative[:80]!r} is not accepted.')
+        path = self.root / relative
+        if not path.is_file():
+            raise ModelError(f'{path} is missing; download the model again, or give another folder.')
+        if self.root.resolve() not in path.resolve().parents:
+            raise ModelError(f'{path} leads out of the model folder, which is not accepted; copy the file into it.')
+        return path
+
+    def read_json(self, relative: str) -> dict[str, Any]:
+        path = self.path(relative)
+        try:
+            if path.stat().st_size > _LARGEST_JSON:
+                raise ValueError(f'{path.stat().st_size:,} bytes are too many for a configuration')
+            value = json.loads(path.read_text(encoding='utf-8'))
+        except (ValueError, RecursionError) as error:
+            raise BadConfiguration(f'{path} is not a JSON file that can be read ({error}); '
+                                   'download the model again.') from error
+        if not isinstance(value, dict):
+            raise BadConfiguration(f'{path} holds a {type(value).__name__}; accepted: a JSON object.')
+        return value
+
+    def check_manifest(self) -> None:
+        """Every file that manifest.json names (we write one beside what we ship) has the sha256 it says."""
+        if not (self.root / 'manifest.json').is_file():
+            return
+        for name, sha256 in self.read_json('manifest.json').get('files', {}).items():
+            if file_sha256(self.path(name)) != sha256:
+                raise DamagedWeights(f'{self.root / name} is not the file that manifest.json describes; '
+                                     'install the package again, or download the model again.')
+
+    def _find_weights(self, name: str) -> WeightFiles:
+        for suffix, stem in (('safetensors', WEIGHT_STEMS[name]), ('bin', _BIN_STEMS[name])):
+            for variant in (None, 'fp16'):
+                middle = f'.{variant}' if variant else ''
+                single = f'{name}/{stem}{middle}.{suffix}'
+                if (self.root / single).exists() or (self.root / single).is_symlink():
+                    return self._checked(name, (single,), suffix, variant)
+                index = f'{name}/{stem}.{suffix}.index{middle}.json'
+                if (self.root / index).exists():
+                    return self._checked(name, self._shards(name, index), suffix, variant)
+        raise DamagedWeights(f'{self.root / name} has no weights; accepted: {WEIGHT_STEMS[name]}.safetensors '
+                             f'or {_BIN_STEMS[name]}.bin.')
+
+    def _shards(self, name: str, index: str) -> tuple[str, ...]:
+        weight_map = self.read_json(index).get('weight_map')
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BadConfiguration(f'{self.root / index} has no weight_map.')
+        names = sorted({str(shard) for shard in weight_map.values()})
+        for shard in names:
+            if re.search(r'[\\/]', shard) or shard.startswith('.'):
+                raise DamagedWeights(f'{self.root / index} names the file {shard!r}, which is not beside it.')
+        return tuple(f'{name}/{shard}' for shard in names)
+
+    def _checked(self, name: str, files: tuple[str, ...], suffix: str, variant: str | None) -> WeightFiles:
+        paths = tuple(self.path(file) for file in files)
+        for path in paths:
+            check_weight_file(path)
+        return WeightFiles(name, paths, suffix == 'safetensors', variant)
+
+    def _check_tokenizer(self) -> None:
+        folder = self.root / 'tokenizer'
+        if not (folder / 'tokenizer.json').is_file() and not (
+                (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file()):
+            raise ModelError(f'{folder} has no vocabulary; needed: vocab.json and merges.txt, or tokenizer.json. '
+                             'Download the model again.')
+        for name in ('vocab.json', 'tokenizer.json', 'tokenizer_config.json'):
+            if (folder / name).exists():
+                self.read_json(f'tokenizer/{name}')
+
+
+def check_weight_file(path: Path) -> None:
+    """DamagedWeights where `path` is empty, cut short, a web page, or a pointer instead of the weights."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        head = file.read(512)
+        if head.startswith(b'version https://git-lfs'):
+            raise DamagedWeights(f'{path} is a git-lfs pointer, not the weights; fetch them with `git lfs pull`.')
+        if head.lstrip()[:5].lower() in (b'<html', b'<!doc'):
+            raise DamagedWeights(f'{path} is a web page, not weights; download it again.')
+        if path.suffix == '.safetensors':
+            _check_safetensors(path, file, size)
+        elif size < 100 or not (head.startswith(b'PK\x03\x04') or head[:1] == b'\x80'):
+            raise DamagedWeights(f'{path} ({size:,} bytes) is no PyTorch weight file; download it again.')
+
+
+def _check_safetensors(path: Path, file: Any, size: int) -> None:
+    file.seek(0)
+    try:
+        length = struct.unpack('<Q', file.read(8))[0]
+        if length > min(size - 8, 100 * 2**20):
+            raise ValueError('the header is longer than the file')
+        header = json.loads(file.read(length))
+        header.pop('__metadata__', None)
+        end = max(entry['data_offsets'][1] for entry in header.values())
+    except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
+        raise DamagedWeights(f'{path} is no safetensors file ({error}); download it again.') from error
+    if end + 8 + length != size:
+        raise DamagedWeights(f'{path} has {size:,} bytes where its header says {end + 8 + length:,}; '
+                             'download it again.')
+
+
+def check_fit(configs: dict[str, dict], scheduler: dict[str, Any], root: Path) -> None:
+    """BadConfiguration where the components' numbers are absurd or can't belong to one model."""
+    for name, config in (*configs.items(), ('scheduler', scheduler)):
+        _check_numbers(f'{root / name}', config)
+    unet, vae, text = configs['unet'], configs['vae'], configs['text_encoder']
+    pairs = (('unet cross_attention_dim', unet.get('cross_attention_dim', 1280),
+              'text_encoder hidden_size', text.get('hidden_size', 512)),
+             ('unet in_channels', unet.get('in_channels', 4), 'vae latent_channels', vae.get('latent_channels', 4)))
+    for left, a, right, b in pairs:
+        if a != b:
+            raise BadConfiguration(f'{root}: {left} is {a} and {right} is {b}; they must be equal: '
+                                   'the folder mixes parts of different models.')
+    scaling = vae.get('scaling_factor', 0.18215)
+    if not isinstance(scaling, (int, float)) or not math.isfinite(scaling) or scaling <= 0:
+        raise BadConfiguration(f'{root / "vae"}: scaling_factor is {scaling!r}; accepted: a positive number.')
+    prediction = scheduler.get('prediction_type', 'epsilon')
+    if prediction not in ('epsilon', 'v_prediction', 'sample'):
+        raise BadConfiguration(f'{root / "scheduler"}: prediction_type is {prediction!r}; '
+                               'accepted: epsilon, v_prediction, sample.')
+    _check_heads(unet, root)
+
+
+def _check_heads(unet: dict[str, Any], root: Path) -> None:
+    channels = unet.get('block_out_channels')
+    heads = unet.get('attention_head_dim', 8)
+    if not isinstance(channels, list) or not channels:
+        raise BadConfiguration(f'{root / "unet"}: block_out_channels is {channels!r}; accepted: a list of numbers.')
+    heads = heads if isinstance(heads, list) else [heads] * len(channels)
+    if len(heads) != len(channels) or any(not h or c % h for c, h in zip(channels, heads)):
+        raise BadConfiguration(f'{root / "unet"}: attention_head_dim {heads} does not divide '
+                               f'block_out_channels {channels}.')
+
+
+def _check_numbers(where: str, value: Any, depth: int = 0) -> None:
+    if depth > 8:
+        raise BadConfiguration(f'{where} is nested too deep for a configuration.')
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_numbers(f'{where}: {key}', item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_numbers(where, item, depth + 1)
+    elif isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) <= _LARGEST_NUMBER):
+        raise BadConfiguration(f'{where} is {value!r}, which no Stable Diffusion has.')
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""From a model's name to a folder on this machine: a folder, mini, a style, or a hub id."""
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from modelscope_cartoon import mini
+from modelscope_cartoon.errors import ModelError
+from modelscope_cartoon.log import logger
+from modelscope_cartoon.names import did_you_mean
+from modelscope_cartoon.styles import styles
+
+_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+
+
+def local_model(name: str | os.PathLike) -> str:
+    """The folder of `name`; what is on this machine is used without asking the hub, the rest is downloaded.
+
+    ModelError where there is no such model, or the hub can't be reached.
+    """
+    name = os.fspath(name)
+    if os.path.isdir(name):
+        return name
+    if name == mini.NAME:
+        return str(mini.path())
+    model_id, revision = hub_model(name)
+    cached = cached_snapshot(model_id, revision)
+    if cached is not None:
+        logger.warning('using the downloaded %s %s at %s; the hub was not asked.', model_id, revision or '', cached)
+        return str(cached)
+    return _download(model_id, revision)
+
+
+def hub_model(name: str) -> tuple[str, str | None]:
+    """(model id, revision or None for the newest) of a style's name or a hub id."""
+    for style in styles().values():
+        if name in (style.name, style.model_id, style.model_id.replace('damo/', 'iic/')):
+            return (style.model_id if name == style.name else name), style.model_revision
+    if not _HUB_ID.fullmatch(name):
+        known = [mini.NAME, *styles()]
+        raise ModelError(f'no model {name!r}{did_you_mean(name, known)}; accepted: a folder, a hub id such as '
+                         f'damo/cv_cartoon_stable_diffusion_design, {", ".join(known)}.')
+    return name, None
+
+
+def cached_snapshot(model_id: str, revision: str | None) -> Path | None:
+    """The downloaded folder of `model_id`, in the present or an older layout of the host's cache; no network."""
+    from modelscope.utils.file_utils import get_modelscope_cache_dir
+
+    root, revisions = Path(get_modelscope_cache_dir()), [revision] if revision else ['master', 'main']
+    candidates = [root / 'models' / model_id.replace('/', '--') / 'snapshots' / r for r in revisions]
+    candidates += [root / old / model_id for old in ('models', 'hub/models', '.', 'hub')]
+    return next((path for path in candidates if (path / 'model_index.json').is_file()), None)
+
+
+def _download(model_id: str, revision: str | None) -> str:
+    from modelscope import snapshot_download
+
+    try:
+        return snapshot_download(model_id, **({'revision': revision} if revision else {}))
+    except Exception as error:
+        raise ModelError(f'{model_id} is not on this machine and could not be downloaded '
+                         f'({" ".join(str(error).split())[:300]}); check the network, or give a folder.') from error
+
+
+def load_pipeline(name: str | os.PathLike = mini.NAME, **options: Any) -> Any:
+    """A CartoonPipeline for mini, a style ('design'), a hub id or a folder; works without a network once downloaded."""
+    from modelscope_cartoon.pipeline import CartoonPipeline
+
+    return CartoonPipeline(local_model(name), **options)

@@ -1,0 +1,80 @@
+"""Memory modes: what each does to a diffusers pipeline, and how `auto` chooses from what is free.
+
+full  everything on the device
+low   the VAE decodes one picture at a time; on a GPU each network visits it in turn
+min   the VAE decodes in tiles too; on a GPU each layer visits it in turn (slow)
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+
+from modelscope_cartoon.errors import OutOfMemory
+from modelscope_cartoon.log import logger
+from modelscope_cartoon.names import look_up
+
+MODES = ('full', 'low', 'min')
+_ACTIVATIONS = 1.5 * 2**30     # bytes beside the weights for one 768-pixel picture, VAE decode included
+_TILE = 512                    # pixels; the VAE's own default of 768 makes tiling do nothing at 768
+
+
+def parse_mode(value: object) -> str:
+    return look_up('memory mode', value, {name: name for name in ('auto', *MODES)})
+
+
+def choose(mode: str, device: torch.device, weight_bytes: int) -> str:
+    """`mode`, or for auto the first that fits what is free on `device`; OutOfMemory where the weights never fit."""
+    if weight_bytes > psutil.virtual_memory().available:
+        raise OutOfMemory(f'the model needs about {gib(weight_bytes)} of memory and '
+                          f'{gib(psutil.virtual_memory().available)} is free; close something, or use dtype="bfloat16".')
+    if mode != 'auto':
+        return mode
+    free = free_bytes(device)
+    need = weight_bytes + min(_ACTIVATIONS, 4 * weight_bytes)
+    if need <= free:
+        return 'full'
+    chosen = 'low' if weight_bytes * 0.7 <= free else 'min'
+    logger.warning('memory mode %r: about %s would be needed for everything at once and %s is free.',
+                   chosen, gib(need), gib(free))
+    return chosen
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def lower(mode: str) -> str | None:
+    """The next lower mode, None below min."""
+    return dict(zip(MODES, MODES[1:])).get(mode)
+
+
+def apply(pipe: Any, mode: str, device: torch.device) -> None:
+    """Puts `pipe` (diffusers) on `device` in the memory mode `mode`."""
+    pipe.remove_all_hooks()
+    pipe.vae.disable_slicing()
+    pipe.vae.disable_tiling()
+    if mode != 'full':
+        pipe.vae.enable_slicing()
+    if mode == 'min':
+        pipe.vae.enable_tiling()
+        pipe.vae.tile_sample_min_size = min(_TILE, pipe.vae.tile_sample_min_size)
+        pipe.vae.tile_latent_min_size = pipe.vae.tile_sample_min_size // pipe.vae_scale_factor
+    if mode == 'full' or device.type == 'cpu':
+        pipe.to(device)
+    elif mode == 'low':
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and 'not enough memory' in str(error))
+
+
+def gib(count: float) -> str:
+    return f'{count / 2**30:.1f} GiB'

@@ -1,0 +1,148 @@
+"""CartoonStableDiffusion: the registered model. It loads a folder, keeps it on its device, and draws requests;
+where numbers overflow or memory runs out it falls back once, says so, and still works afterwards.
+"""
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from modelscope.models.base import Model
+from modelscope.models.builder import MODELS
+from modelscope.utils.constant import Tasks
+from modelscope.utils.device import create_device
+
+from modelscope_cartoon import memory as memory_modes
+from modelscope_cartoon import weights
+from modelscope_cartoon.configuration import MODEL_TYPE, configuration
+from modelscope_cartoon.errors import InvalidRequest, NonFiniteError, OutOfMemory
+from modelscope_cartoon.folder import ModelFolder
+from modelscope_cartoon.log import logger
+from modelscope_cartoon.names import refuse_unknown
+from modelscope_cartoon.precision import best_dtype, one_dtype
+from modelscope_cartoon.request import GenerationRequest, Picture
+from modelscope_cartoon.sampling import Overflow, default_size, sample
+
+# What the host or upstream's own class pass along, and what has no bearing on a picture here.
+_HOST_OPTIONS = ('trust_remote_code', 'model_prefetched', 'invoked_by', 'use_safetensors', 'compile',
+                 'compile_options', 'task', 'hubs', 'external_engine_for_llm')
+OPTIONS = ('dtype', 'torch_dtype', 'torch_type', 'memory', 'device')
+
+
+@MODELS.register_module(Tasks.text_to_image_synthesis, module_name=MODEL_TYPE)
+class CartoonStableDiffusion(Model):
+    """A Stable Diffusion folder, ready to draw.
+
+    Not a torch module, so that the host's `prepare_model` can't move it off its place.
+    dtype (or torch_dtype, torch_type): a torch dtype or its name; None chooses by device.
+    memory: 'auto', 'full', 'low' or 'min' (modelscope_cartoon.memory).
+    """
+
+    def __init__(self, model_dir: str, device: str = 'gpu', dtype: object = None, torch_dtype: object = None,
+                 torch_type: object = None, memory: str = 'auto', **host_options: Any):
+        refuse_unknown('option', [k for k in host_options if k not in _HOST_OPTIONS], OPTIONS)
+        super().__init__(str(model_dir), device=device, trust_remote_code=host_options.get('trust_remote_code'))
+        self.device = create_device(device)
+        self._lock = threading.RLock()
+        mode = memory_modes.parse_mode(memory)
+        self._load(ModelFolder(model_dir), one_dtype(dtype=dtype, torch_dtype=torch_dtype, torch_type=torch_type), mode)
+
+    def _load(self, folder: ModelFolder, dtype: torch.dtype | None, mode: str) -> None:
+        self.dtype = dtype or best_dtype(self.device, weights.parameter_bytes(folder, torch.float32))
+        self.memory_mode = memory_modes.choose(mode, self.device, weights.parameter_bytes(folder, self.dtype))
+        self._pipe = weights.load(folder, self.dtype)
+        try:
+            memory_modes.apply(self._pipe, self.memory_mode, self.device)
+        except Exception as error:
+            self._lower_memory(error, 'placing the model')
+
+    @property
+    def diffusers_pipeline(self) -> DiffusionPipeline:
+        """The diffusers pipeline that draws. Its scheduler, or all of it, may be replaced."""
+        return self._pipe
+
+    @diffusers_pipeline.setter
+    def diffusers_pipeline(self, pipe: DiffusionPipeline) -> None:
+        if not isinstance(pipe, DiffusionPipeline):
+            raise InvalidRequest(f'pipeline is a {type(pipe).__name__}; accepted: a diffusers pipeline.')
+        self._pipe = pipe
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        return default_size(self._pipe)
+
+    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """{'request', 'pictures'} -> the same with 'images', float32 [N, H, W, 3], RGB, 0..1."""
+        return {**inputs, 'images': self.draw(inputs['request'], inputs['pictures'])}
+
+    @torch.no_grad()
+    def draw(self, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
+        """`pictures` in one batch with the request's settings: float32 [N, H, W, 3], RGB, 0..1.
+
+        One thread draws at a time, others wait. NonFiniteError where numbers overflow even in fp32; OutOfMemory
+        where the next lower memory mode isn't enough either.
+        """
+        with self._lock:
+            try:
+                return self._draw_in_range(request, pictures)
+            except Exception as error:
+                self._lower_memory(error, 'drawing')
+            try:
+                return self._draw_in_range(request, pictures)
+            except Exception as error:
+                if memory_modes.is_out_of_memory(error):
+                    raise self._out_of_memory('drawing') from error
+                raise
+
+    def _draw_in_range(self, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
+        try:
+            return sample(self._pipe, request, pictures)
+        except Overflow as overflow:
+            self._to_fp32(overflow)
+        try:
+            return sample(self._pipe, request, pictures)
+        except Overflow as overflow:
+            raise NonFiniteError(f'{overflow}, in float32 too: the weights or the settings are broken; try another '
+                                 'scheduler or a lower guidance_scale, or download the model again.') from overflow
+
+    def _to_fp32(self, overflow: Overflow) -> None:
+        if self.dtype == torch.float32:
+            return
+        logger.warning('%s in %s; the picture is drawn again in float32, and so are all later ones '
+                       '(slower, twice the memory).', overflow, self.dtype)
+        self.dtype = torch.float32
+        self._pipe.remove_all_hooks()
+        self._pipe.to(dtype=torch.float32)
+        memory_modes.apply(self._pipe, self.memory_mode, self.device)
+
+    def _lower_memory(self, error: Exception, doing: str) -> None:
+        """Goes one memory mode down for an out-of-memory error; raises any other error, or when there is none."""
+        if not memory_modes.is_out_of_memory(error):
+            raise error
+        lower = memory_modes.lower(self.memory_mode)
+        if lower is None:
+            raise self._out_of_memory(doing) from error
+        logger.warning('not enough memory for %s in memory mode %r; trying %r, which is slower.',
+                       doing, self.memory_mode, lower)
+        self.memory_mode = lower
+        memory_modes.apply(self._pipe, lower, self.device)
+
+    def _out_of_memory(self, doing: str) -> OutOfMemory:
+        return OutOfMemory(f'not enough memory for {doing}, in memory mode {self.memory_mode!r} too; use a smaller '
+                           'height and width, or fewer pictures at once.')
+
+    def compile(self, **options: Any) -> CartoonStableDiffusion:
+        """The host's compile=True: the UNet is compiled, the loop around it stays plain Python."""
+        self._pipe.unet.compile(**options)
+        return self
+
+    def save_pretrained(self, target_folder: str, *_: Any, **__: Any) -> None:
+        """The folder as safetensors in the present dtype, which pipeline() and diffusers load."""
+        self._pipe.save_pretrained(target_folder, safe_serialization=True)
+        text = json.dumps(configuration(self.model_dir), ensure_ascii=False, indent=2)
+        Path(target_folder, 'configuration.json').write_text(text + '\n', encoding='utf-8')

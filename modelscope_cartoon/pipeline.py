@@ -1,0 +1,130 @@
+"""CartoonPipeline: the registered pipeline. It only hands over: preprocessor -> model -> postprocessor."""
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from modelscope.outputs import OutputKeys
+from modelscope.pipelines.base import Pipeline
+from modelscope.pipelines.builder import PIPELINES
+from modelscope.utils.constant import Frameworks, Tasks
+
+from modelscope_cartoon.configuration import DEFAULT_PATH, PIPELINE_TYPE, configuration, preprocessor_options
+from modelscope_cartoon.errors import InvalidRequest, Interrupted
+from modelscope_cartoon.hub import local_model
+from modelscope_cartoon.log import logger
+from modelscope_cartoon.model import OPTIONS, CartoonStableDiffusion
+from modelscope_cartoon.names import refuse_unknown
+from modelscope_cartoon.postprocessor import ImagePostprocessor
+from modelscope_cartoon.preprocessor import StylePromptPreprocessor
+from modelscope_cartoon.request import FIELD_NAMES
+
+PICTURES_AT_ONCE = 4     # of one request, unless batch_size says otherwise
+
+
+@PIPELINES.register_module(Tasks.text_to_image_synthesis, module_name=PIPELINE_TYPE)
+class CartoonPipeline(Pipeline):
+    """model: a folder, a hub id, or a CartoonStableDiffusion. Options for the model (dtype, memory) and the
+    preprocessor (translator) are keywords here; one that nobody knows is an UnknownOption.
+    """
+
+    def __init__(self, model: str | CartoonStableDiffusion, preprocessor: StylePromptPreprocessor | None = None,
+                 device: str = 'gpu', config_file: str | None = None, translator: Any = None, **options: Any):
+        if not isinstance(model, CartoonStableDiffusion):
+            model_dir = local_model(model)
+            configuration(model_dir)     # says what is wrong with it before gigabytes are read
+            options.pop('auto_collate', None)
+            if options.pop('device_map', None) is not None:
+                logger.warning('device_map is not used here; device and memory say where the model is kept.')
+            model = CartoonStableDiffusion(model_dir, device=device, **options)
+        if preprocessor is None:
+            preprocessor = StylePromptPreprocessor(model.model_dir, **preprocessor_options(model.model_dir),
+                                                   translator=translator)
+        own_config = os.path.join(model.model_dir, 'configuration.json')
+        super().__init__(config_file=config_file or (own_config if os.path.isfile(own_config) else str(DEFAULT_PATH)),
+                         model=model, preprocessor=preprocessor, device=device, auto_collate=False,
+                         compile=options.get('compile', False), compile_options=options.get('compile_options') or {})
+        self.postprocessor = ImagePostprocessor()
+
+    def _get_framework(self) -> str:
+        return Frameworks.torch
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline; `pipe.pipeline.scheduler = ...` takes effect at the next picture."""
+        return self.model.diffusers_pipeline
+
+    @pipeline.setter
+    def pipeline(self, value: Any) -> None:
+        self.model.diffusers_pipeline = value
+
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        refuse_unknown('keyword', parameters, (*FIELD_NAMES, 'batch_size'))
+        return parameters, {}, {}
+
+    def _check_input(self, input: Any) -> None:
+        """The preprocessor checks, with better words than the host's assertions."""
+
+    def _check_output(self, input: Any) -> None:
+        """The postprocessor writes the host's own key; there is nothing to check."""
+
+    def preprocess(self, inputs: Any, **overrides: Any) -> dict[str, Any]:
+        return self.preprocessor(inputs, **overrides)
+
+    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return self._draw([inputs], PICTURES_AT_ONCE)[0]
+
+    def postprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return self.postprocessor(inputs)
+
+    def _process_batch(self, input: list, batch_size: int, **kwargs: Any) -> list[dict[str, Any]]:
+        """What shares its settings is drawn together, `batch_size` pictures at a time; results in the order given."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidRequest(f'batch_size is {batch_size!r}; accepted: a whole number from 1.')
+        jobs = [self.preprocess(one, **kwargs.get('preprocess_params', {})) for one in input]
+        return [self.postprocess(drawn) for drawn in self._draw(jobs, batch_size)]
+
+    def _process_iterator(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        """Rows of an MsDataset: columns that are fields of a request are used, others named once and left out."""
+        ignored: set[str] = set()
+        for row in input:
+            extra = set(row) - set(FIELD_NAMES) - ignored if isinstance(row, dict) else set()
+            if extra:
+                logger.warning('columns of the data set that say nothing to this pipeline: %s.', ', '.join(sorted(extra)))
+                ignored |= extra
+            used = {k: v for k, v in row.items() if k in FIELD_NAMES} if isinstance(row, dict) else row
+            yield self._process_single(used, *args, **kwargs)
+
+    def _draw(self, jobs: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
+        """`jobs` with their images. Interrupted carries the outputs of the pictures that were done before Ctrl-C."""
+        images: list[list] = [[None] * len(job['pictures']) for job in jobs]
+        try:
+            for batch in _batches(jobs, at_once):
+                pictures = [jobs[j]['pictures'][i] for j, i in batch]
+                for (j, i), image in zip(batch, self.model.draw(jobs[batch[0][0]]['request'], pictures)):
+                    images[j][i] = image
+        except KeyboardInterrupt:
+            done = [_finished(job, row) for job, row in zip(jobs, images)]
+            raise Interrupted([self.postprocess(job) for job in done if job['pictures']]) from None
+        return [{**job, 'images': row} for job, row in zip(jobs, images)]
+
+
+def _batches(jobs: list[dict[str, Any]], at_once: int) -> Iterator[list[tuple[int, int]]]:
+    """(job, picture) positions, batch by batch: equal settings together, a request with its own tensors alone."""
+    groups: dict[Any, list[tuple[int, int]]] = {}
+    for j, job in enumerate(jobs):
+        request = job['request']
+        key = ('alone', j) if request.draws_alone else request.settings()
+        groups.setdefault(key, []).extend((j, i) for i in range(len(job['pictures'])))
+    for key, group in groups.items():
+        size = len(group) if key[0] == 'alone' else at_once
+        for start in range(0, len(group), size):
+            yield group[start:start + size]
+
+
+def _finished(job: dict[str, Any], images: list) -> dict[str, Any]:
+    done = [i for i, image in enumerate(images) if image is not None]
+    return {**job, 'pictures': tuple(job['pictures'][i] for i in done), 'images': [images[i] for i in done]}

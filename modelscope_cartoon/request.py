@@ -1,0 +1,264 @@
+"""GenerationRequest: what to draw, and its only parser and validator.
+
+    parse_request('a cat')
+    parse_request({'text': 'a cat', 'seed': 7, 'num_images_per_prompt': 2})     # seeds 7 and 8
+    parse_request({'text': 'a cat', 'height': 512}, height=768)                 # call keywords override the dict
+    parse_request({'text': ['a cat', 'a dog'], 'seed': [7, 7]})                 # several prompts, one request
+"""
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest, UnknownOption
+from modelscope_cartoon.formats import get_format
+from modelscope_cartoon.names import refuse_unknown
+from modelscope_cartoon.prompt import MAX_CHARACTERS, clean
+from modelscope_cartoon.schedulers import get_row
+from modelscope_cartoon.styles import get_style
+
+SEED_LIMIT = 2**32        # torch's CPU noise knows 32 bits of a seed
+MAX_PICTURES = 1000
+PIXEL_BUDGET = 64 * 2**20
+MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Everything that decides a picture. None means: the model's own default, or (seed) none was needed.
+
+    text, negative_prompt: as given, one entry a prompt. seed: one entry a picture, prompt by prompt.
+    """
+    text: tuple[str, ...]
+    negative_prompt: tuple[str, ...]
+    seed: tuple[int, ...] | None
+    style: str | None = None
+    trigger: bool = True
+    num_images_per_prompt: int = 1
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
+    eta: float = 0.0
+    scheduler: str | None = None
+    generator: Any = None
+    latents: Any = None
+    output_type: str = 'bgr'
+    callback_on_step_end: Callable | None = None
+
+    @property
+    def num_pictures(self) -> int:
+        return len(self.text) * self.num_images_per_prompt
+
+    def settings(self) -> tuple:
+        """What pictures must share to be drawn in one batch."""
+        return (self.height, self.width, self.num_inference_steps, self.guidance_scale, self.guidance_rescale,
+                self.clip_skip, self.eta, self.scheduler)
+
+    @property
+    def draws_alone(self) -> bool:
+        """True where a tensor or a callback of the caller's belongs to this request only."""
+        return any(x is not None for x in (self.generator, self.latents, self.callback_on_step_end))
+
+
+def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
+    """A checked request from a prompt, a list of prompts or a dict; InvalidRequest says what can't be drawn."""
+    given = {**_as_dict(data), **overrides}
+    for wrong, right in _RENAMED.items():
+        if wrong in given:
+            raise UnknownOption(f'unknown key {wrong!r} (did you mean {right!r}?).')
+    refuse_unknown('key', given, FIELD_NAMES)
+    given = {key: value for key, value in given.items() if value is not None or key == 'text'}
+    given = _with_callback(given)
+    values = {key: check(key, given[key]) for key, check in _CHECKS.items() if key in given}
+    return _assemble(values)
+
+
+def _as_dict(data: Any) -> dict[str, Any]:
+    if isinstance(data, Mapping):
+        if 'text' not in data:
+            raise InvalidPrompt(f"the input has no 'text'; given keys: {', '.join(map(str, data)) or 'none'}.")
+        return dict(data)
+    return {'text': data}
+
+
+def _assemble(values: dict[str, Any]) -> GenerationRequest:
+    prompts = len(values['text'])
+    seeds = values.pop('seed', None)
+    count = _images_per_prompt(values.get('num_images_per_prompt'), prompts, seeds)
+    drawn_by_generator = seeds is None and 'generator' in values
+    request = GenerationRequest(**{
+        **values,
+        'negative_prompt': _negatives(values.get('negative_prompt', ('',)), prompts),
+        'num_images_per_prompt': count,
+        'seed': None if drawn_by_generator else _seeds(seeds, prompts * count)})
+    _check_budget(request)
+    _check_generator(request)
+    return request
+
+
+def _images_per_prompt(count: int | None, prompts: int, seeds: int | tuple | None) -> int:
+    """As given; else as many as a list of seeds has for each prompt; else 1."""
+    if not isinstance(seeds, tuple):
+        return count or 1
+    wanted = prompts * (count or max(1, len(seeds) // prompts))
+    if len(seeds) != wanted:
+        raise InvalidRequest(f'seed has {len(seeds)} entries for {wanted} pictures; '
+                             'give one seed, or one for each picture.')
+    return wanted // prompts
+
+
+def _negatives(negative: tuple[str, ...], prompts: int) -> tuple[str, ...]:
+    negative = negative * prompts if len(negative) == 1 else negative
+    if len(negative) != prompts:
+        raise InvalidRequest(f'negative_prompt has {len(negative)} entries for {prompts} prompts; '
+                             'give one string, or one for each prompt.')
+    return negative
+
+
+def _seeds(seeds: int | tuple | None, pictures: int) -> tuple[int, ...]:
+    if isinstance(seeds, tuple):
+        return seeds
+    first = secrets.randbelow(SEED_LIMIT) if seeds is None else seeds
+    return tuple((first + i) % SEED_LIMIT for i in range(pictures))
+
+
+def _check_budget(request: GenerationRequest) -> None:
+    pixels = (request.height or 512) * (request.width or 512) * request.num_pictures
+    if pixels > PIXEL_BUDGET or request.num_pictures > MAX_PICTURES:
+        raise InvalidRequest(f'{request.num_pictures} pictures of this size are {pixels:,} pixels in one request; '
+                             f'at most {PIXEL_BUDGET:,} pixels and {MAX_PICTURES} pictures are accepted; '
+                             'split it into several requests.')
+
+
+def _check_generator(request: GenerationRequest) -> None:
+    generator = request.generator
+    if generator is None:
+        return
+    many = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    if not all(hasattr(g, 'initial_seed') and hasattr(g, 'get_state') for g in many):
+        raise InvalidRequest(f'generator is {_short(generator)}; accepted: a torch.Generator, or a list of them, '
+                             'one for each picture.')
+    if isinstance(generator, (list, tuple)) and len(many) != request.num_pictures:
+        raise InvalidRequest(f'generator has {len(many)} entries for {request.num_pictures} pictures; '
+                             'give one, or one for each picture.')
+
+
+def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
+    """The host's old `callback(step, timestep, latents)` every `callback_steps` steps, as callback_on_step_end."""
+    given = dict(given)
+    every = _whole('callback_steps', given.pop('callback_steps', 1), 1, 1000)
+    callback = given.pop('callback', None)
+    if callback is None:
+        return given
+    if 'callback_on_step_end' in given:
+        raise InvalidRequest('both callback and callback_on_step_end are given; give callback_on_step_end only.')
+    _callable('callback', callback)
+
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        if step % every == 0:
+            callback(step, timestep, tensors['latents'])
+        return {}
+    return {**given, 'callback_on_step_end': on_step_end}
+
+
+def _text(key: str, value: Any) -> tuple[str, ...]:
+    many = value if isinstance(value, (list, tuple)) else [value]
+    if not many or not all(isinstance(one, str) for one in many):
+        raise InvalidPrompt(f'{key} is {_short(value)}; accepted: a string of at most {MAX_CHARACTERS:,} characters, '
+                            'or a list of strings.')
+    return tuple(clean(one) for one in many)
+
+
+def _whole(key: str, value: Any, least: int, most: int) -> int:
+    accepted = f'a whole number from {least} to {most}'
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
+        raise InvalidRequest(f'{key} is {_short(value)}; accepted: {accepted}.')
+    number = operator.index(value)
+    if not least <= number <= most:
+        raise InvalidRequest(f'{key} is {number}; accepted: {accepted}; nearest: {min(max(number, least), most)}.')
+    return number
+
+
+def _size(key: str, value: Any) -> int:
+    accepted = f'a multiple of {SIZE_STEP} from {MIN_SIZE} to {MAX_SIZE}'
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
+        raise InvalidRequest(f'{key} is {_short(value)}; accepted: {accepted}.')
+    size = operator.index(value)
+    nearest = min(max(round(size / SIZE_STEP) * SIZE_STEP, MIN_SIZE), MAX_SIZE)
+    if size != nearest:
+        raise InvalidRequest(f'{key} is {size}; accepted: {accepted}; nearest: {nearest}.')
+    return size
+
+
+def _number(key: str, value: Any, least: float, most: float) -> float:
+    accepted = f'a number from {least:g} to {most:g}'
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise InvalidRequest(f'{key} is {_short(value)}; accepted: {accepted}.')
+    if not least <= value <= most:
+        raise InvalidRequest(f'{key} is {value:g}; accepted: {accepted}; nearest: {min(max(value, least), most):g}.')
+    return float(value)
+
+
+def _seed(key: str, value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise InvalidRequest('seed is an empty list; give one seed, or one for each picture.')
+        return tuple(_whole(key, one, 0, SEED_LIMIT - 1) for one in value)
+    return _whole(key, value, 0, SEED_LIMIT - 1)
+
+
+def _truth(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequest(f'{key} is {_short(value)}; accepted: True or False.')
+    return value
+
+
+def _callable(key: str, value: Any) -> Callable:
+    if not callable(value):
+        raise InvalidRequest(f'{key} is {_short(value)}; accepted: a function.')
+    return value
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return f'{shown if len(shown) <= 60 else shown[:57] + "..."} ({type(value).__name__})'
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    'text': _text,
+    'negative_prompt': _text,
+    'style': lambda key, value: get_style(value).name,
+    'trigger': _truth,
+    'seed': _seed,
+    'num_images_per_prompt': lambda key, value: _whole(key, value, 1, MAX_PICTURES),
+    'height': _size,
+    'width': _size,
+    'num_inference_steps': lambda key, value: _whole(key, value, 1, 1000),
+    'guidance_scale': lambda key, value: _number(key, value, 0, 50),
+    'guidance_rescale': lambda key, value: _number(key, value, 0, 1),
+    'clip_skip': lambda key, value: _whole(key, value, 0, 12) or None,
+    'eta': lambda key, value: _number(key, value, 0, 1),
+    'scheduler': lambda key, value: get_row(value).label,
+    'generator': lambda key, value: value,
+    'latents': lambda key, value: value,
+    'output_type': lambda key, value: get_format(value).name,
+    'callback_on_step_end': _callable,
+}
+FIELD_NAMES: tuple[str, ...] = (*_CHECKS, 'callback', 'callback_steps')
+_RENAMED = {'prompt': 'text', 'steps': 'num_inference_steps', 'cfg_scale': 'guidance_scale', 'sampler': 'scheduler',
+            'guidance': 'guidance_scale', 'n': 'num_images_per_prompt', 'negative': 'negative_prompt'}
+
+
+class Picture(NamedTuple):
+    """One picture to draw: its prompts as they are really used, and its seed (None: the request's own generator)."""
+    prompt: str
+    negative_prompt: str
+    seed: int | None

@@ -1,0 +1,153 @@
+"""A model folder's weights into a diffusers pipeline, strictly: every tensor is there, fits and is finite.
+
+diffusers and transformers do the reading (with their own renaming of old names) and report what they met; a report
+that isn't clean is an error here. Pickles are read with `weights_only=True` alone, which runs nothing in them.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from modelscope_cartoon.errors import BadConfiguration, CartoonError, DamagedWeights, ModelError
+from modelscope_cartoon.folder import ModelFolder
+from modelscope_cartoon.log import logger
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the two libraries' own load reports (our errors say it better) and their advice to install torchvision
+    (whose usual wheel breaks a CPU torch)."""
+    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+with quiet():
+    import diffusers
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+
+_CLASSES = {'unet': UNet2DConditionModel, 'vae': AutoencoderKL, 'text_encoder': CLIPTextModel}
+_HARMLESS = ('position_ids',)     # a buffer that older transformers saved and newer ones compute
+_CLIP_VOCABULARY = 49408
+_CLIP_IDS = [49406, 320, 1125, 539, 320, 2368, 49407]     # 'a photo of a cat'
+_PADDING = 1.15                   # what reading a file needs beyond the weights themselves, measured on SD 2.1
+
+
+def load(folder: ModelFolder, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The folder's pipeline in `dtype`, on the CPU, in eval mode. CartoonError names the file and the tensors."""
+    modules = {name: _load_component(folder, name, dtype) for name in _CLASSES}
+    tokenizer = load_tokenizer(folder, modules['text_encoder'])
+    scheduler = load_scheduler(folder)
+    if folder.index.get('safety_checker', [None])[0]:
+        logger.warning('%s lists a safety_checker; it is not loaded, so check what you publish.', folder.root)
+    return StableDiffusionPipeline(**modules, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False)
+
+
+def parameter_bytes(folder: ModelFolder, dtype: torch.dtype) -> int:
+    """Memory for the weights in `dtype`, estimated from the files' sizes (as if fp32 unless named fp16)."""
+    stored = sum(w.bytes / (2 if w.variant or _stored_half(w.paths[0]) else 4) for w in folder.weights.values())
+    return int(stored * dtype.itemsize * _PADDING)
+
+
+def _stored_half(path: Path) -> bool:
+    with path.open('rb') as file:
+        head = file.read(4096)
+    return path.suffix == '.safetensors' and (b'"F16"' in head or b'"BF16"' in head)
+
+
+def load_scheduler(folder: ModelFolder) -> Any:
+    name = folder.scheduler_config.get('_class_name')
+    scheduler_class = getattr(diffusers, str(name), None)
+    if not str(name).endswith('Scheduler') or scheduler_class is None:
+        raise BadConfiguration(f'{folder.root / "scheduler"}: _class_name is {name!r}, '
+                               f'which diffusers {diffusers.__version__} does not have.')
+    try:
+        return scheduler_class.from_config(folder.scheduler_config)
+    except Exception as error:
+        raise BadConfiguration(f'{folder.root / "scheduler"} can\'t be built: {error}') from error
+
+
+def load_tokenizer(folder: ModelFolder, text_encoder: CLIPTextModel) -> CLIPTokenizer:
+    path = folder.root / 'tokenizer'
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        ids = tokenizer('a photo of a cat').input_ids
+    except Exception as error:
+        raise ModelError(f'{path} can\'t be read ({error}); download the model again.') from error
+    rows = text_encoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) < 100 or len(tokenizer) > rows:
+        raise ModelError(f'{path} knows {len(tokenizer)} tokens and the text encoder {rows}; '
+                         'they do not belong together.')
+    if len(tokenizer) == _CLIP_VOCABULARY and ids != _CLIP_IDS:
+        raise ModelError(f"{path} reads 'a photo of a cat' as {ids}, CLIP's own as {_CLIP_IDS}; "
+                         'the vocabulary is damaged: download the model again.')
+    return tokenizer
+
+
+def _load_component(folder: ModelFolder, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    files = folder.weights[name]
+    shown = files.paths[0]
+    options = {} if files.variant is None else {'variant': files.variant}
+    try:
+        with quiet():
+            module, report = _CLASSES[name].from_pretrained(
+                folder.root / name, use_safetensors=files.safe, dtype=dtype, output_loading_info=True,
+                local_files_only=True, **options)
+    except CartoonError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise DamagedWeights(f'{shown} can\'t be loaded: {_reason(error)}') from error
+    _check_report(shown, report)
+    _check_values(shown, module)
+    return module.eval()
+
+
+def _reason(error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    if 'weights_only' in text or 'Unsupported' in text or 'GLOBAL' in text:
+        return 'it is a pickle that holds more than tensors, and is refused because reading it would run its code; ' \
+               'use a safetensors file.'
+    return text[:600]
+
+
+def _check_report(shown: Path, report: dict[str, Any]) -> None:
+    for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs'):
+        names = [str(key) for key in report.get(kind) or () if not str(key).endswith(_HARMLESS)]
+        if names:
+            what = {'missing_keys': 'lacks', 'unexpected_keys': 'has, beyond what the model knows,'}.get(kind, 'misfits')
+            more = f' and {len(names) - 10} more' if len(names) > 10 else ''
+            raise DamagedWeights(f'{shown} {what} {len(names)} tensors: {", ".join(sorted(names)[:10])}{more}; '
+                                 'a picture from half-loaded weights would be wrong: download the model again.')
+
+
+def _check_values(shown: Path, module: torch.nn.Module) -> None:
+    """Every tensor is finite, and no weight matrix is all zero (a file with a hole in it)."""
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        total = tensor.abs().sum(dtype=torch.float32)
+        if not torch.isfinite(total) and not bool(torch.isfinite(tensor).all()):
+            raise DamagedWeights(f'{shown}: the tensor {name} holds NaN or infinite values; download it again.')
+        if tensor.ndim > 1 and total == 0:
+            raise DamagedWeights(f'{shown}: the tensor {name} is all zeros, as in a file with a hole; '
+                                 'download it again.')
+

@@ -1,0 +1,25 @@
+"""Offline, one thread (the tiny models are too small for two), and a tiny model folder that tests share."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with safetensors and our configuration.json. Read only: copy it before you change it."""
+    return tiny.build(tmp_path_factory.mktemp('models') / 'tiny')
+
+
+@pytest.fixture(scope='session')
+def tiny_pipe(tiny_folder: Path):
+    from modelscope_cartoon import load_pipeline
+    return load_pipeline(tiny_folder, device='cpu')
