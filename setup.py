@@ -30,7 +30,7 @@ setup(
         'numpy',
         'psutil',
     ],
-    extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build']},
+    extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77']},
     entry_points={
         'console_scripts': ['modelscope-cartoon = modelscope_cartoon.cli:main'],
         'modelscope_hub.cli_plugins': ['cartoon = modelscope_cartoon.cli:CartoonCommand'],

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['load_pipeline', 'parse_request', '__version__']
+__all__ = ['__version__', 'load_pipeline', 'parse_request']
 
 _TASK = 'text-to-image-synthesis'
 _INDEX = {
@@ -15,7 +15,7 @@ _INDEX = {
     ('PREPROCESSORS', 'multi-modal', 'cartoon-style-prompt'): 'modelscope_cartoon.preprocessor',
     ('PIPELINES', _TASK, 'diffusers-stable-diffusion'): 'modelscope_cartoon.legacy',
 }
-_LAZY = {'load_pipeline': 'modelscope_cartoon.hub', 'parse_request': 'modelscope_cartoon.request'}
+_LAZY = {'load_pipeline': 'modelscope_cartoon.pipeline', 'parse_request': 'modelscope_cartoon.request'}
 
 
 def _register() -> None:

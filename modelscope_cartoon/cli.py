@@ -29,8 +29,8 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
-        command = commands.add_parser(name, help=text)
-        command.add_argument('--json', action='store_true', help='machine-readable output')
+        commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
+    commands.choices['doctor'].add_argument('--verify', action='store_true', help="check every model's files")
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _execute(arguments: argparse.Namespace) -> int:
         return draw(arguments)
     if arguments.cartoon_command == 'doctor':
         from modelscope_cartoon.doctor import report
-        return report(arguments.json)
+        return report(arguments.json, arguments.verify)
     return list_styles(arguments.json)
 
 

@@ -1,4 +1,4 @@
-"""The doctor command: what is installed, where the models are, what would be slow, what is missing and how to get it."""
+"""The doctor command: versions, devices, models on this machine, what would be slow, what is missing and how to get it."""
 from __future__ import annotations
 
 import importlib.metadata
@@ -12,15 +12,18 @@ _PACKAGES = ('modelscope-cartoon', 'modelscope', 'torch', 'diffusers', 'transfor
              'opencv-python', 'Pillow', 'numpy')
 
 
-def report(as_json: bool) -> int:
-    """Prints the findings; exit code 1 where something keeps the package from drawing."""
+def report(as_json: bool, verify: bool = False) -> int:
+    """Prints the findings; exit code 1 where something keeps the package from drawing, or a model is damaged."""
     findings = {'python': f'{platform.python_version()} on {platform.platform()}', 'packages': packages(),
                 **machine(), 'models': models(), 'advice': advice()}
+    damaged = {name: verdict(name, path) for name, path in findings['models'].items() if path} if verify else {}
+    findings |= {'verified': damaged} if verify else {}
     if as_json:
         print(json.dumps(findings, ensure_ascii=False, indent=2))
     else:
         _print(findings)
-    return 1 if any(version is None for version in findings['packages'].values()) else 0
+    missing = any(version is None for version in findings['packages'].values())
+    return 1 if missing or any(damaged.values()) else 0
 
 
 def packages() -> dict[str, str | None]:
@@ -56,6 +59,20 @@ def models() -> dict[str, str | None]:
     return {name: str(path) if path else None for name, path in found.items()}
 
 
+def verdict(name: str, path: str) -> str | None:
+    """What is wrong with a model on this machine: its files looked through, then held against the hub's sha256."""
+    from modelscope_cartoon.errors import CartoonError
+    from modelscope_cartoon.folder import ModelFolder
+    from modelscope_cartoon.hub import changed_files
+
+    try:
+        ModelFolder(path)
+        changed = changed_files(name, path) if '/' in name else []
+    except CartoonError as error:
+        return str(error)
+    return f'{", ".join(changed)}: not what the hub has; delete and download again.' if changed else None
+
+
 def advice() -> list[str]:
     import torch
 
@@ -88,6 +105,8 @@ def _print(findings: dict[str, Any]) -> None:
         print(f'gpu           {gpu["name"]}, free {gpu["free"]}')
     for name, path in findings['models'].items():
         print(f'model         {name}: {path or "not downloaded (drawn with --model full)"}')
+    for name, wrong in findings.get('verified', {}).items():
+        print(f'verified      {name}: {wrong or "as it should be"}')
     for line in findings['advice']:
         print(f'note          {line}')
     sys.stdout.flush()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_cartoon import mini
-from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest
+from modelscope_cartoon.errors import Interrupted, InvalidPrompt, InvalidRequest
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import Format, format_of_suffix
 from modelscope_cartoon.request import parse_request
@@ -70,13 +70,22 @@ def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Targe
         if model != loaded:
             pipe, loaded = _load(model, arguments), model
         started = time.perf_counter()
-        output = pipe({**request, 'output_type': target.format.name})
-        seconds = (time.perf_counter() - started) / len(output['seeds'])
-        prompts = output['revised_prompt']
-        for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
-            yield {'file': str(write_file(target.next(request, seed), image)), 'model': model,
-                   'style': request['style'], 'seed': seed, 'seconds': round(seconds, 3),
-                   'revised_prompt': prompts if isinstance(prompts, str) else prompts[i]}
+        try:
+            output = pipe({**request, 'output_type': target.format.name})
+        except Interrupted as interruption:
+            for output in interruption.outputs:
+                yield from _save(output, request, target, model, started)
+            raise
+        yield from _save(output, request, target, model, started)
+
+
+def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model: str, started: float,
+          ) -> Iterator[dict[str, Any]]:
+    seconds = round((time.perf_counter() - started) / len(output['seeds']), 3)
+    prompts = output['revised_prompt']
+    for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
+        yield {'file': str(write_file(target.next(request, seed), image)), 'model': model, 'style': request['style'],
+               'seed': seed, 'seconds': seconds, 'revised_prompt': prompts if isinstance(prompts, str) else prompts[i]}
 
 
 def _model_of(model: str | None, style: str | None) -> str:
@@ -90,7 +99,7 @@ def _model_of(model: str | None, style: str | None) -> str:
 def _load(model: str, arguments: argparse.Namespace) -> Any:
     import torch
 
-    from modelscope_cartoon.hub import load_pipeline
+    from modelscope_cartoon.pipeline import load_pipeline
 
     if arguments.model is None:
         print('drawing with the embedded mini model (128 px); for the full-size models (768 px, 5 GB each): '
@@ -100,7 +109,7 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
 
 
 class Target:
-    """Where pictures go: the file of --output where it is one picture, else files named after prompt, style and seed."""
+    """Where pictures go: the file of --output where it is one picture, else names of prompt, style and seed."""
 
     def __init__(self, output: str | None, pictures: int):
         path = Path(output or '.')

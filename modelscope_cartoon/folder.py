@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ from modelscope_cartoon.errors import BadConfiguration, DamagedWeights, ModelErr
 WEIGHT_STEMS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model'}
 _BIN_STEMS = {**WEIGHT_STEMS, 'text_encoder': 'pytorch_model'}
 _LARGEST_JSON = 32 * 2**20        # tokenizer.json of CLIP has 2 MB
-_LARGEST_NUMBER = 10**7           # above any width, layer count or vocabulary of a Stable Diffusion
+_LARGEST_NUMBER = 10**7           # above any number in a Stable Diffusion's configurations
+_LARGEST_COUNT = {                # whole numbers that decide how much is built; well above any Stable Diffusion's
+    'layers_per_block': 32, 'num_hidden_layers': 128, 'sample_size': 2048, 'in_channels': 1024, 'out_channels': 1024,
+    'latent_channels': 1024, 'block_out_channels': 2**14, 'attention_head_dim': 2**14, 'hidden_size': 2**14,
+    'intermediate_size': 2**16, 'vocab_size': 10**6, 'max_position_embeddings': 2**16, 'num_train_timesteps': 10**5}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class ModelFolder:
         self.configs = {name: self.read_json(f'{name}/config.json') for name in WEIGHT_STEMS}
         self.scheduler_config = self.read_json('scheduler/scheduler_config.json')
         check_fit(self.configs, self.scheduler_config, self.root)
+        self._check_inside()
         self._check_tokenizer()
         self.weights = {name: self._find_weights(name) for name in WEIGHT_STEMS}
         self.check_manifest()
@@ -71,7 +77,7 @@ class ModelFolder:
             if path.stat().st_size > _LARGEST_JSON:
                 raise ValueError(f'{path.stat().st_size:,} bytes are too many for a configuration')
             value = json.loads(path.read_text(encoding='utf-8'))
-        except (ValueError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BadConfiguration(f'{path} is not a JSON file that can be read ({error}); '
                                    'download the model again.') from error
         if not isinstance(value, dict):
@@ -82,7 +88,10 @@ class ModelFolder:
         """Every file that manifest.json names (we write one beside what we ship) has the sha256 it says."""
         if not (self.root / 'manifest.json').is_file():
             return
-        for name, sha256 in self.read_json('manifest.json').get('files', {}).items():
+        files = self.read_json('manifest.json').get('files')
+        if not isinstance(files, dict):
+            raise BadConfiguration(f'{self.root / "manifest.json"} has no files; accepted: an object of sha256 by name.')
+        for name, sha256 in files.items():
             if file_sha256(self.path(name)) != sha256:
                 raise DamagedWeights(f'{self.root / name} is not the file that manifest.json describes; '
                                      'install the package again, or download the model again.')
@@ -91,12 +100,14 @@ class ModelFolder:
         for suffix, stem in (('safetensors', WEIGHT_STEMS[name]), ('bin', _BIN_STEMS[name])):
             for variant in (None, 'fp16'):
                 middle = f'.{variant}' if variant else ''
-                single = f'{name}/{stem}{middle}.{suffix}'
-                if (self.root / single).exists() or (self.root / single).is_symlink():
-                    return self._checked(name, (single,), suffix, variant)
-                index = f'{name}/{stem}.{suffix}.index{middle}.json'
-                if (self.root / index).exists():
-                    return self._checked(name, self._shards(name, index), suffix, variant)
+                single, index = f'{name}/{stem}{middle}.{suffix}', f'{name}/{stem}.{suffix}.index{middle}.json'
+                found = [file for file in (single, index) if os.path.lexists(self.root / file)]
+                if len(found) == 2:     # diffusers would read the one and transformers the other
+                    raise DamagedWeights(f'{self.root / single} is there whole and, by {Path(index).name}, in parts; '
+                                         'delete one of the two.')
+                if found:
+                    files = self._shards(name, index) if found == [index] else (single,)
+                    return self._checked(name, files, suffix, variant)
         raise DamagedWeights(f'{self.root / name} has no weights; accepted: {WEIGHT_STEMS[name]}.safetensors '
                              f'or {_BIN_STEMS[name]}.bin.')
 
@@ -115,6 +126,15 @@ class ModelFolder:
         for path in paths:
             check_weight_file(path)
         return WeightFiles(name, paths, suffix == 'safetensors', variant)
+
+    def _check_inside(self) -> None:
+        """Nothing that the libraries pick up by themselves leads out of the folder, or to another model."""
+        for part in ('tokenizer', 'scheduler', *WEIGHT_STEMS):
+            for path in (self.root / part).iterdir() if (self.root / part).is_dir() else ():
+                if path.is_file() or path.is_symlink():
+                    self.path(f'{part}/{path.name}')
+                if path.name == 'adapter_config.json':
+                    raise BadConfiguration(f'{path} names another model to load, which is not accepted; delete it.')
 
     def _check_tokenizer(self) -> None:
         folder = self.root / 'tokenizer'
@@ -150,8 +170,8 @@ def _check_safetensors(path: Path, file: Any, size: int) -> None:
             raise ValueError('the header is longer than the file')
         header = json.loads(file.read(length))
         header.pop('__metadata__', None)
-        end = max(entry['data_offsets'][1] for entry in header.values())
-    except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
+        end = max(int(entry['data_offsets'][1]) for entry in header.values())
+    except (ValueError, LookupError, TypeError, struct.error, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedWeights(f'{path} is no safetensors file ({error}); download it again.') from error
     if end + 8 + length != size:
         raise DamagedWeights(f'{path} has {size:,} bytes where its header says {end + 8 + length:,}; '
@@ -162,6 +182,9 @@ def check_fit(configs: dict[str, dict], scheduler: dict[str, Any], root: Path) -
     """BadConfiguration where the components' numbers are absurd or can't belong to one model."""
     for name, config in (*configs.items(), ('scheduler', scheduler)):
         _check_numbers(f'{root / name}', config)
+        _check_counts(f'{root / name}', config)
+        if config.get('quantization_config'):
+            raise BadConfiguration(f'{root / name} is quantised, which is not accepted; give the plain weights.')
     unet, vae, text = configs['unet'], configs['vae'], configs['text_encoder']
     pairs = (('unet cross_attention_dim', unet.get('cross_attention_dim', 1280),
               'text_encoder hidden_size', text.get('hidden_size', 512)),
@@ -171,12 +194,14 @@ def check_fit(configs: dict[str, dict], scheduler: dict[str, Any], root: Path) -
             raise BadConfiguration(f'{root}: {left} is {a} and {right} is {b}; they must be equal: '
                                    'the folder mixes parts of different models.')
     scaling = vae.get('scaling_factor', 0.18215)
-    if not isinstance(scaling, (int, float)) or not math.isfinite(scaling) or scaling <= 0:
+    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not math.isfinite(scaling) or scaling <= 0:
         raise BadConfiguration(f'{root / "vae"}: scaling_factor is {scaling!r}; accepted: a positive number.')
     prediction = scheduler.get('prediction_type', 'epsilon')
     if prediction not in ('epsilon', 'v_prediction', 'sample'):
         raise BadConfiguration(f'{root / "scheduler"}: prediction_type is {prediction!r}; '
                                'accepted: epsilon, v_prediction, sample.')
+    if unet.get('sample_size') is None:
+        raise BadConfiguration(f'{root / "unet"} has no sample_size; accepted: a whole number, 96 for 768 pixels.')
     _check_heads(unet, root)
 
 
@@ -186,7 +211,7 @@ def _check_heads(unet: dict[str, Any], root: Path) -> None:
     if not isinstance(channels, list) or not channels:
         raise BadConfiguration(f'{root / "unet"}: block_out_channels is {channels!r}; accepted: a list of numbers.')
     heads = heads if isinstance(heads, list) else [heads] * len(channels)
-    if len(heads) != len(channels) or any(not h or c % h for c, h in zip(channels, heads)):
+    if len(heads) != len(channels) or any(h is None or c % h for c, h in zip(channels, heads)):
         raise BadConfiguration(f'{root / "unet"}: attention_head_dim {heads} does not divide '
                                f'block_out_channels {channels}.')
 
@@ -200,8 +225,16 @@ def _check_numbers(where: str, value: Any, depth: int = 0) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_numbers(where, item, depth + 1)
-    elif isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) <= _LARGEST_NUMBER):
-        raise BadConfiguration(f'{where} is {value!r}, which no Stable Diffusion has.')
+    elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_NUMBER:     # NaN is not, either
+        raise BadConfiguration(f'{where} is {str(value)[:40]}, which no Stable Diffusion has.')
+
+
+def _check_counts(where: str, config: dict[str, Any]) -> None:
+    for key, most in _LARGEST_COUNT.items():
+        value = config.get(key)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and (isinstance(one, bool) or not isinstance(one, int) or not 1 <= one <= most):
+                raise BadConfiguration(f'{where}: {key} is {value!r}; accepted: whole numbers from 1 to {most}.')
 
 
 def file_sha256(path: Path) -> str:

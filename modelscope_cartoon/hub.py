@@ -4,10 +4,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from modelscope_cartoon import mini
 from modelscope_cartoon.errors import ModelError
+from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.log import logger
 from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.styles import styles
@@ -65,8 +65,16 @@ def _download(model_id: str, revision: str | None) -> str:
                          f'({" ".join(str(error).split())[:300]}); check the network, or give a folder.') from error
 
 
-def load_pipeline(name: str | os.PathLike = mini.NAME, **options: Any) -> Any:
-    """A CartoonPipeline for mini, a style ('design'), a hub id or a folder; works without a network once downloaded."""
-    from modelscope_cartoon.pipeline import CartoonPipeline
+def changed_files(model_id: str, folder: str) -> list[str]:
+    """The files of `folder` whose sha256 isn't the hub's, or that are missing. ModelError where the hub is silent."""
+    from modelscope.hub.api import HubApi
 
-    return CartoonPipeline(local_model(name), **options)
+    revision = hub_model(model_id)[1] or 'master'
+    try:
+        listed = HubApi().get_model_files(model_id, revision=revision, recursive=True)
+    except Exception as error:
+        raise ModelError(f'the hub could not be asked for {model_id} ({" ".join(str(error).split())[:200]}); lengths '
+                         'and headers of the files are as they should be.') from error
+    expected = {entry['Path']: entry.get('Sha256') for entry in listed if entry.get('Type') != 'tree'}
+    return [name for name, sha256 in expected.items()
+            if not Path(folder, name).is_file() or (sha256 and file_sha256(Path(folder, name)) != sha256)]

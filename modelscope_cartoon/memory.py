@@ -6,6 +6,7 @@ min   the VAE decodes in tiles too; on a GPU each layer visits it in turn (slow)
 """
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import psutil
@@ -26,9 +27,10 @@ def parse_mode(value: object) -> str:
 
 def choose(mode: str, device: torch.device, weight_bytes: int) -> str:
     """`mode`, or for auto the first that fits what is free on `device`; OutOfMemory where the weights never fit."""
-    if weight_bytes > psutil.virtual_memory().available:
-        raise OutOfMemory(f'the model needs about {gib(weight_bytes)} of memory and '
-                          f'{gib(psutil.virtual_memory().available)} is free; close something, or use dtype="bfloat16".')
+    available = psutil.virtual_memory().available
+    if weight_bytes > available:
+        raise OutOfMemory(f'the model needs about {gib(weight_bytes)} of memory and {gib(available)} is free; '
+                          'close something, or use dtype="bfloat16".')
     if mode != 'auto':
         return mode
     free = free_bytes(device)
@@ -49,7 +51,7 @@ def free_bytes(device: torch.device) -> int:
 
 def lower(mode: str) -> str | None:
     """The next lower mode, None below min."""
-    return dict(zip(MODES, MODES[1:])).get(mode)
+    return dict(itertools.pairwise(MODES)).get(mode)
 
 
 def apply(pipe: Any, mode: str, device: torch.device) -> None:

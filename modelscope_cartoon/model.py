@@ -29,7 +29,7 @@ from modelscope_cartoon.request import GenerationRequest, Picture
 from modelscope_cartoon.sampling import Overflow, default_size, sample
 
 # What the host or upstream's own class pass along, and what has no bearing on a picture here.
-_HOST_OPTIONS = ('trust_remote_code', 'model_prefetched', 'invoked_by', 'use_safetensors', 'compile',
+HOST_OPTIONS = ('trust_remote_code', 'model_prefetched', 'invoked_by', 'use_safetensors', 'compile',
                  'compile_options', 'task', 'hubs', 'external_engine_for_llm')
 OPTIONS = ('dtype', 'torch_dtype', 'torch_type', 'memory', 'device')
 
@@ -45,7 +45,7 @@ class CartoonStableDiffusion(Model):
 
     def __init__(self, model_dir: str, device: str = 'gpu', dtype: object = None, torch_dtype: object = None,
                  torch_type: object = None, memory: str = 'auto', **host_options: Any):
-        refuse_unknown('option', [k for k in host_options if k not in _HOST_OPTIONS], OPTIONS)
+        refuse_unknown('option', [k for k in host_options if k not in HOST_OPTIONS], OPTIONS)
         super().__init__(str(model_dir), device=device, trust_remote_code=host_options.get('trust_remote_code'))
         self.device = create_device(device)
         self._lock = threading.RLock()

@@ -1,28 +1,31 @@
 """CartoonPipeline: the registered pipeline. It only hands over: preprocessor -> model -> postprocessor."""
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from modelscope.outputs import OutputKeys
 from modelscope.pipelines.base import Pipeline
 from modelscope.pipelines.builder import PIPELINES
 from modelscope.utils.constant import Frameworks, Tasks
 
+from modelscope_cartoon import mini
 from modelscope_cartoon.configuration import DEFAULT_PATH, PIPELINE_TYPE, configuration, preprocessor_options
-from modelscope_cartoon.errors import InvalidRequest, Interrupted
+from modelscope_cartoon.errors import Interrupted, InvalidRequest
 from modelscope_cartoon.hub import local_model
 from modelscope_cartoon.log import logger
-from modelscope_cartoon.model import OPTIONS, CartoonStableDiffusion
+from modelscope_cartoon.model import HOST_OPTIONS, OPTIONS, CartoonStableDiffusion
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.postprocessor import ImagePostprocessor
 from modelscope_cartoon.preprocessor import StylePromptPreprocessor
 from modelscope_cartoon.request import FIELD_NAMES
 
 PICTURES_AT_ONCE = 4     # of one request, unless batch_size says otherwise
+
+
+def load_pipeline(name: str = mini.NAME, **options: Any) -> CartoonPipeline:
+    """A CartoonPipeline for mini, a style ('design'), a hub id or a folder; works without a network once downloaded."""
+    return CartoonPipeline(name, **options)
 
 
 @PIPELINES.register_module(Tasks.text_to_image_synthesis, module_name=PIPELINE_TYPE)
@@ -34,12 +37,7 @@ class CartoonPipeline(Pipeline):
     def __init__(self, model: str | CartoonStableDiffusion, preprocessor: StylePromptPreprocessor | None = None,
                  device: str = 'gpu', config_file: str | None = None, translator: Any = None, **options: Any):
         if not isinstance(model, CartoonStableDiffusion):
-            model_dir = local_model(model)
-            configuration(model_dir)     # says what is wrong with it before gigabytes are read
-            options.pop('auto_collate', None)
-            if options.pop('device_map', None) is not None:
-                logger.warning('device_map is not used here; device and memory say where the model is kept.')
-            model = CartoonStableDiffusion(model_dir, device=device, **options)
+            model = self._load(local_model(model), device, dict(options))
         if preprocessor is None:
             preprocessor = StylePromptPreprocessor(model.model_dir, **preprocessor_options(model.model_dir),
                                                    translator=translator)
@@ -48,6 +46,16 @@ class CartoonPipeline(Pipeline):
                          model=model, preprocessor=preprocessor, device=device, auto_collate=False,
                          compile=options.get('compile', False), compile_options=options.get('compile_options') or {})
         self.postprocessor = ImagePostprocessor()
+
+    @staticmethod
+    def _load(model_dir: str, device: str, options: dict[str, Any]) -> CartoonStableDiffusion:
+        refuse_unknown('option', [key for key in options if key not in (*HOST_OPTIONS, 'auto_collate', 'device_map')],
+                       (*OPTIONS, 'translator', 'preprocessor', 'model_revision'))
+        configuration(model_dir)     # says what is wrong with it before gigabytes are read
+        options.pop('auto_collate', None)
+        if options.pop('device_map', None) is not None:
+            logger.warning('device_map is not used here; device and memory say where the model is kept.')
+        return CartoonStableDiffusion(model_dir, device=device, **options)
 
     def _get_framework(self) -> str:
         return Frameworks.torch
@@ -93,7 +101,7 @@ class CartoonPipeline(Pipeline):
         for row in input:
             extra = set(row) - set(FIELD_NAMES) - ignored if isinstance(row, dict) else set()
             if extra:
-                logger.warning('columns of the data set that say nothing to this pipeline: %s.', ', '.join(sorted(extra)))
+                logger.warning('columns of the data set that are not used: %s.', ', '.join(sorted(extra)))
                 ignored |= extra
             used = {k: v for k, v in row.items() if k in FIELD_NAMES} if isinstance(row, dict) else row
             yield self._process_single(used, *args, **kwargs)

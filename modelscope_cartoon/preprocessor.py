@@ -1,8 +1,10 @@
 """StylePromptPreprocessor: what a person typed -> a GenerationRequest and the pictures that it asks for."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from modelscope.preprocessors.base import Preprocessor
@@ -18,6 +20,7 @@ from modelscope_cartoon.request import GenerationRequest, Picture, parse_request
 from modelscope_cartoon.styles import get_style, styles
 
 Translator = Callable[[str], str]
+WORDS = 'words.txt'
 _HOST_OPTIONS = ('model_dir', 'mode', 'trust_remote_code', 'type')
 
 
@@ -27,7 +30,8 @@ class StylePromptPreprocessor(Preprocessor):
 
     style: the one style that the model draws; None where it draws any. triggers: the model's own words for styles
     (a dict by style name) where they aren't the hub's. translator: called with a prompt that isn't English, returns
-    English; without one, the entry-point group `modelscope_cartoon.translators` is asked.
+    English; without one, the entry-point group `modelscope_cartoon.translators` is asked. A model folder with a
+    words.txt (one word a line) was taught those words only, and prompts are held against it.
     """
 
     def __init__(self, model_dir: str | None = None, style: str | None = None,
@@ -39,6 +43,8 @@ class StylePromptPreprocessor(Preprocessor):
         self.style = get_style(style).name if style is not None else None
         self.triggers = self._triggers(triggers)
         self._translator = translator
+        self._words = Path(model_dir or '', WORDS)
+        self._known_words = _known_words(self._words)
 
     def _triggers(self, given: Mapping[str, str] | None) -> dict[str, str]:
         if given is None:
@@ -83,12 +89,22 @@ class StylePromptPreprocessor(Preprocessor):
             raise InvalidPrompt(f'the translator returned {type(translated).__name__} for {text!r}; needed: a string.')
         return clean(translated)
 
-    @staticmethod
-    def _warn_of_unreadable(pictures: list[Picture]) -> None:
-        words = dict.fromkeys(w for p in pictures for text in p[:2] for w in unreadable_words(text))
-        if words:
+    def _warn_of_unreadable(self, pictures: list[Picture]) -> None:
+        texts = [text for picture in pictures for text in picture[:2]]
+        foreign = dict.fromkeys(word for text in texts for word in unreadable_words(text))
+        if foreign:
             logger.warning('the text encoder reads English and can\'t read: %s. The picture is drawn without them; '
-                           'write them in English, or give translator=.', ', '.join(list(words)[:10]))
+                           'write them in English, or give translator=.', ', '.join(list(foreign)[:10]))
+        unknown = dict.fromkeys(word for text in texts for word in re.findall(r'[a-z]+', text.lower())
+                                if self._known_words and word not in self._known_words)
+        if unknown:
+            logger.warning('this small model was not taught: %s. The picture is drawn without them; the words that '
+                           'it knows are in %s, the full-size models know far more.',
+                           ', '.join(list(unknown)[:10]), self._words)
+
+
+def _known_words(path: Path) -> frozenset[str]:
+    return frozenset(path.read_text(encoding='utf-8').lower().split()) if path.is_file() else frozenset()
 
 
 def _installed_translator() -> Translator | None:

@@ -7,25 +7,21 @@
 """
 from __future__ import annotations
 
-import math
-import numbers
-import operator
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from modelscope_cartoon import checks
+from modelscope_cartoon.checks import SEED_LIMIT
 from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest, UnknownOption
 from modelscope_cartoon.formats import get_format
 from modelscope_cartoon.names import refuse_unknown
-from modelscope_cartoon.prompt import MAX_CHARACTERS, clean
 from modelscope_cartoon.schedulers import get_row
 from modelscope_cartoon.styles import get_style
 
-SEED_LIMIT = 2**32        # torch's CPU noise knows 32 bits of a seed
 MAX_PICTURES = 1000
 PIXEL_BUDGET = 64 * 2**20
-MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 2048, 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,13 @@ class GenerationRequest:
     def draws_alone(self) -> bool:
         """True where a tensor or a callback of the caller's belongs to this request only."""
         return any(x is not None for x in (self.generator, self.latents, self.callback_on_step_end))
+
+
+class Picture(NamedTuple):
+    """One picture to draw: its prompts as they are really used, and its seed (None: the request's own generator)."""
+    prompt: str
+    negative_prompt: str
+    seed: int | None
 
 
 def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
@@ -144,7 +147,7 @@ def _check_generator(request: GenerationRequest) -> None:
         return
     many = list(generator) if isinstance(generator, (list, tuple)) else [generator]
     if not all(hasattr(g, 'initial_seed') and hasattr(g, 'get_state') for g in many):
-        raise InvalidRequest(f'generator is {_short(generator)}; accepted: a torch.Generator, or a list of them, '
+        raise InvalidRequest(f'generator is {checks.shown(generator)}; accepted: a torch.Generator, or a list of them, '
                              'one for each picture.')
     if isinstance(generator, (list, tuple)) and len(many) != request.num_pictures:
         raise InvalidRequest(f'generator has {len(many)} entries for {request.num_pictures} pictures; '
@@ -154,13 +157,13 @@ def _check_generator(request: GenerationRequest) -> None:
 def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
     """The host's old `callback(step, timestep, latents)` every `callback_steps` steps, as callback_on_step_end."""
     given = dict(given)
-    every = _whole('callback_steps', given.pop('callback_steps', 1), 1, 1000)
+    every = checks.whole('callback_steps', given.pop('callback_steps', 1), 1, 1000)
     callback = given.pop('callback', None)
     if callback is None:
         return given
     if 'callback_on_step_end' in given:
         raise InvalidRequest('both callback and callback_on_step_end are given; give callback_on_step_end only.')
-    _callable('callback', callback)
+    checks.function('callback', callback)
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
         if step % every == 0:
@@ -169,96 +172,26 @@ def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, 'callback_on_step_end': on_step_end}
 
 
-def _text(key: str, value: Any) -> tuple[str, ...]:
-    many = value if isinstance(value, (list, tuple)) else [value]
-    if not many or not all(isinstance(one, str) for one in many):
-        raise InvalidPrompt(f'{key} is {_short(value)}; accepted: a string of at most {MAX_CHARACTERS:,} characters, '
-                            'or a list of strings.')
-    return tuple(clean(one) for one in many)
-
-
-def _whole(key: str, value: Any, least: int, most: int) -> int:
-    accepted = f'a whole number from {least} to {most}'
-    if isinstance(value, bool) or not hasattr(value, '__index__'):
-        raise InvalidRequest(f'{key} is {_short(value)}; accepted: {accepted}.')
-    number = operator.index(value)
-    if not least <= number <= most:
-        raise InvalidRequest(f'{key} is {number}; accepted: {accepted}; nearest: {min(max(number, least), most)}.')
-    return number
-
-
-def _size(key: str, value: Any) -> int:
-    accepted = f'a multiple of {SIZE_STEP} from {MIN_SIZE} to {MAX_SIZE}'
-    if isinstance(value, bool) or not hasattr(value, '__index__'):
-        raise InvalidRequest(f'{key} is {_short(value)}; accepted: {accepted}.')
-    size = operator.index(value)
-    nearest = min(max(round(size / SIZE_STEP) * SIZE_STEP, MIN_SIZE), MAX_SIZE)
-    if size != nearest:
-        raise InvalidRequest(f'{key} is {size}; accepted: {accepted}; nearest: {nearest}.')
-    return size
-
-
-def _number(key: str, value: Any, least: float, most: float) -> float:
-    accepted = f'a number from {least:g} to {most:g}'
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise InvalidRequest(f'{key} is {_short(value)}; accepted: {accepted}.')
-    if not least <= value <= most:
-        raise InvalidRequest(f'{key} is {value:g}; accepted: {accepted}; nearest: {min(max(value, least), most):g}.')
-    return float(value)
-
-
-def _seed(key: str, value: Any) -> int | tuple[int, ...]:
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise InvalidRequest('seed is an empty list; give one seed, or one for each picture.')
-        return tuple(_whole(key, one, 0, SEED_LIMIT - 1) for one in value)
-    return _whole(key, value, 0, SEED_LIMIT - 1)
-
-
-def _truth(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest(f'{key} is {_short(value)}; accepted: True or False.')
-    return value
-
-
-def _callable(key: str, value: Any) -> Callable:
-    if not callable(value):
-        raise InvalidRequest(f'{key} is {_short(value)}; accepted: a function.')
-    return value
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return f'{shown if len(shown) <= 60 else shown[:57] + "..."} ({type(value).__name__})'
-
-
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    'text': _text,
-    'negative_prompt': _text,
+    'text': checks.text,
+    'negative_prompt': checks.text,
     'style': lambda key, value: get_style(value).name,
-    'trigger': _truth,
-    'seed': _seed,
-    'num_images_per_prompt': lambda key, value: _whole(key, value, 1, MAX_PICTURES),
-    'height': _size,
-    'width': _size,
-    'num_inference_steps': lambda key, value: _whole(key, value, 1, 1000),
-    'guidance_scale': lambda key, value: _number(key, value, 0, 50),
-    'guidance_rescale': lambda key, value: _number(key, value, 0, 1),
-    'clip_skip': lambda key, value: _whole(key, value, 0, 12) or None,
-    'eta': lambda key, value: _number(key, value, 0, 1),
+    'trigger': checks.truth,
+    'seed': checks.seed,
+    'num_images_per_prompt': lambda key, value: checks.whole(key, value, 1, MAX_PICTURES),
+    'height': checks.size,
+    'width': checks.size,
+    'num_inference_steps': lambda key, value: checks.whole(key, value, 1, 1000),
+    'guidance_scale': lambda key, value: checks.number(key, value, 0, 50),
+    'guidance_rescale': lambda key, value: checks.number(key, value, 0, 1),
+    'clip_skip': lambda key, value: checks.whole(key, value, 0, 12) or None,
+    'eta': lambda key, value: checks.number(key, value, 0, 1),
     'scheduler': lambda key, value: get_row(value).label,
     'generator': lambda key, value: value,
     'latents': lambda key, value: value,
     'output_type': lambda key, value: get_format(value).name,
-    'callback_on_step_end': _callable,
+    'callback_on_step_end': checks.function,
 }
 FIELD_NAMES: tuple[str, ...] = (*_CHECKS, 'callback', 'callback_steps')
 _RENAMED = {'prompt': 'text', 'steps': 'num_inference_steps', 'cfg_scale': 'guidance_scale', 'sampler': 'scheduler',
             'guidance': 'guidance_scale', 'n': 'num_images_per_prompt', 'negative': 'negative_prompt'}
-
-
-class Picture(NamedTuple):
-    """One picture to draw: its prompts as they are really used, and its seed (None: the request's own generator)."""
-    prompt: str
-    negative_prompt: str
-    seed: int | None

@@ -38,13 +38,13 @@ class Encoded(NamedTuple):
 
 def sample(pipe: Any, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
     """`pictures` with the request's settings, float32 [N, H, W, 3], RGB, 0..1."""
-    session(pipe, request)     # refuses before any work is done
+    pipe = session(pipe, request)     # refuses before any work is done
     generator = request.generator if request.generator is not None else [
         torch.Generator('cpu').manual_seed(picture.seed) for picture in pictures]
     noise = initial_noise(pipe, request, len(pictures), generator)
     images: list[Any] = [None] * len(pictures)
     for encoded in encode_all(pipe, request, pictures):
-        latents = denoise(session(pipe, request), request, encoded, noise, generator)
+        latents = denoise(pipe, request, encoded, noise, generator)
         for position, image in zip(encoded.positions, decode(pipe, latents)):
             images[position] = image
     return np.stack(images)

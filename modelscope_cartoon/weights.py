@@ -5,6 +5,7 @@ that isn't clean is an error here. Pickles are read with `weights_only=True` alo
 """
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from packaging.version import Version
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from modelscope_cartoon.errors import BadConfiguration, CartoonError, DamagedWeights, ModelError
+from modelscope_cartoon.errors import BadConfiguration, DamagedWeights, ModelError, OutOfMemory
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
+from modelscope_cartoon.memory import is_out_of_memory
 
 
 @contextmanager
@@ -25,16 +28,19 @@ def quiet() -> Iterator[None]:
     """Without the two libraries' own load reports (our errors say it better) and their advice to install torchvision
     (whose usual wheel breaks a CPU torch)."""
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
+    bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         diffusers_logging.set_verbosity(before[0])
         transformers_logging.set_verbosity(before[1])
-        if bars:
+        if bars[0]:
+            diffusers_logging.enable_progress_bar()
+        if bars[1]:
             transformers_logging.enable_progress_bar()
 
 
@@ -43,9 +49,13 @@ with quiet():
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 _CLASSES = {'unet': UNet2DConditionModel, 'vae': AutoencoderKL, 'text_encoder': CLIPTextModel}
+# transformers names misfits in its report only when it is told to go on, and it would load the attention code that
+# a config.json names from the hub.
+_OPTIONS = {'text_encoder': {'ignore_mismatched_sizes': True, 'attn_implementation': 'sdpa'}}
 _HARMLESS = ('position_ids',)     # a buffer that older transformers saved and newer ones compute
 _CLIP_VOCABULARY = 49408
 _CLIP_IDS = [49406, 320, 1125, 539, 320, 2368, 49407]     # 'a photo of a cat'
+_SAFE_PICKLE = Version('2.10')    # the first torch whose weights_only=True has no known hole
 _PADDING = 1.15                   # what reading a file needs beyond the weights themselves, measured on SD 2.1
 
 
@@ -79,9 +89,19 @@ def load_scheduler(folder: ModelFolder) -> Any:
         raise BadConfiguration(f'{folder.root / "scheduler"}: _class_name is {name!r}, '
                                f'which diffusers {diffusers.__version__} does not have.')
     try:
-        return scheduler_class.from_config(folder.scheduler_config)
+        with quiet():
+            _try_out(scheduler_class.from_config(folder.scheduler_config))
+            return scheduler_class.from_config(folder.scheduler_config)
     except Exception as error:
         raise BadConfiguration(f'{folder.root / "scheduler"} can\'t be built: {error}') from error
+
+
+def _try_out(scheduler: Any) -> None:
+    """Raises whatever is wrong with it now, not in the middle of the first picture."""
+    scheduler.set_timesteps(4)
+    if len(scheduler.alphas_cumprod) != scheduler.config.num_train_timesteps:
+        raise ValueError(f'{len(scheduler.alphas_cumprod)} betas for {scheduler.config.num_train_timesteps} timesteps')
+    _ = scheduler.init_noise_sigma
 
 
 def load_tokenizer(folder: ModelFolder, text_encoder: CLIPTextModel) -> CLIPTokenizer:
@@ -95,6 +115,10 @@ def load_tokenizer(folder: ModelFolder, text_encoder: CLIPTextModel) -> CLIPToke
     if len(tokenizer) < 100 or len(tokenizer) > rows:
         raise ModelError(f'{path} knows {len(tokenizer)} tokens and the text encoder {rows}; '
                          'they do not belong together.')
+    positions = text_encoder.config.max_position_embeddings
+    if not 3 <= tokenizer.model_max_length <= positions:
+        raise ModelError(f'{path} has the model_max_length {tokenizer.model_max_length} and the text encoder '
+                         f'{positions} positions; they do not belong together.')
     if len(tokenizer) == _CLIP_VOCABULARY and ids != _CLIP_IDS:
         raise ModelError(f"{path} reads 'a photo of a cat' as {ids}, CLIP's own as {_CLIP_IDS}; "
                          'the vocabulary is damaged: download the model again.')
@@ -104,29 +128,33 @@ def load_tokenizer(folder: ModelFolder, text_encoder: CLIPTextModel) -> CLIPToke
 def _load_component(folder: ModelFolder, name: str, dtype: torch.dtype) -> torch.nn.Module:
     files = folder.weights[name]
     shown = files.paths[0]
-    options = {} if files.variant is None else {'variant': files.variant}
+    options = {**_OPTIONS.get(name, {}), **({} if files.variant is None else {'variant': files.variant})}
+    if not files.safe and Version(torch.__version__) < _SAFE_PICKLE:
+        raise DamagedWeights(f'{shown} is a pickle, which torch {torch.__version__} does not read safely; '
+                             f'install torch {_SAFE_PICKLE} or newer, or use a safetensors file.')
     try:
         with quiet():
             module, report = _CLASSES[name].from_pretrained(
                 folder.root / name, use_safetensors=files.safe, dtype=dtype, output_loading_info=True,
                 local_files_only=True, **options)
-    except CartoonError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        raise DamagedWeights(f'{shown} can\'t be loaded: {_reason(error)}') from error
+        if is_out_of_memory(error):
+            raise OutOfMemory(f'not enough memory for loading {shown}; close something, or use dtype="bfloat16".'
+                              ) from error
+        raise DamagedWeights(f'{shown} can\'t be loaded with its config.json: {_reason(error)}') from error
     _check_report(shown, report)
     _check_values(shown, module)
     return module.eval()
 
 
-def _reason(error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    if 'weights_only' in text or 'Unsupported' in text or 'GLOBAL' in text:
-        return 'it is a pickle that holds more than tensors, and is refused because reading it would run its code; ' \
-               'use a safetensors file.'
-    return text[:600]
+def _reason(error: BaseException) -> str:
+    seen: BaseException | None = error
+    while seen is not None:     # diffusers raises an error of its own over the unpickler's
+        if isinstance(seen, pickle.UnpicklingError):
+            return 'it is damaged, or a pickle that holds more than tensors; it is refused because reading it ' \
+                   'would run its code: use a safetensors file.'
+        seen = seen.__cause__ or seen.__context__
+    return ' '.join(str(error).split())[:600]
 
 
 def _check_report(shown: Path, report: dict[str, Any]) -> None:

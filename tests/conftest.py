@@ -6,9 +6,9 @@ from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
-import pytest  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import tiny
+import torch
 
 torch.set_num_threads(1)
 
