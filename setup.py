@@ -21,7 +21,7 @@ setup(
     install_requires=[
         'modelscope[framework]>=1.40',
         'torch>=2.10',
-        'diffusers>=0.42',
+        'diffusers>=0.41',
         'transformers>=5.3',
         'accelerate>=1.10',        # loads big weights without building them twice; moves them on and off a GPU
         'safetensors>=0.5',

@@ -1,8 +1,9 @@
 """Files are written aside, flushed and renamed: a full disk or a kill leaves what was there before."""
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from modelscope_cartoon.errors import OutputError
@@ -14,35 +15,30 @@ def write_file(path: str | Path, data: bytes) -> Path:
     aside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f'.{path.name[:100]}.', dir=path.parent)
+        aside = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(6)}')
+        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
         with os.fdopen(handle, 'wb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f'{path} could not be written ({error.strerror or error}); what was there is untouched. '
                           'Free some space, or choose another place with --output.') from error
     finally:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
+        if aside is not None:
+            aside.unlink(missing_ok=True)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
     """The rename itself reaches the disk; Windows has no such call for folders."""
     if os.name == 'nt':
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):     # the file is whole already; some network folders refuse this
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

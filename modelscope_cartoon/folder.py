@@ -45,7 +45,7 @@ class ModelFolder:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):     # not Path.is_dir, which raises for a name that is too long
             raise ModelError(f'no model folder at {str(root)!r}; give a folder with model_index.json in it, '
                              'a hub id such as damo/cv_cartoon_stable_diffusion_design, or mini.')
         self.index = self.read_json('model_index.json')
@@ -65,7 +65,7 @@ class ModelFolder:
         if re.search(r'[\x00-\x1f]', relative) or len(relative) > 250:
             raise ModelError(f'{self.root}: the file name {relative[:80]!r} is not accepted.')
         path = self.root / relative
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f'{path} is missing; download the model again, or give another folder.')
         if self.root.resolve() not in path.resolve().parents:
             raise ModelError(f'{path} leads out of the model folder, which is not accepted; copy the file into it.')
@@ -211,7 +211,10 @@ def _check_heads(unet: dict[str, Any], root: Path) -> None:
     if not isinstance(channels, list) or not channels:
         raise BadConfiguration(f'{root / "unet"}: block_out_channels is {channels!r}; accepted: a list of numbers.')
     heads = heads if isinstance(heads, list) else [heads] * len(channels)
-    if len(heads) != len(channels) or any(h is None or c % h for c, h in zip(channels, heads)):
+    blocks = unet.get('down_block_types')
+    blocks = blocks if isinstance(blocks, list) and len(blocks) == len(channels) else ['CrossAttn'] * len(channels)
+    if len(heads) != len(channels) or any('Attn' in str(block) and (h is None or c % h)
+                                          for block, c, h in zip(blocks, channels, heads)):
         raise BadConfiguration(f'{root / "unet"}: attention_head_dim {heads} does not divide '
                                f'block_out_channels {channels}.')
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelscope_cartoon import mini
 from modelscope_cartoon.errors import ModelError
-from modelscope_cartoon.folder import file_sha256
+from modelscope_cartoon.folder import ModelFolder, file_sha256
 from modelscope_cartoon.log import logger
 from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.styles import styles
@@ -27,10 +27,11 @@ def local_model(name: str | os.PathLike) -> str:
         return str(mini.path())
     model_id, revision = hub_model(name)
     cached = cached_snapshot(model_id, revision)
-    if cached is not None:
+    flaw = _flaw(cached) if cached else 'is not on this machine'
+    if flaw is None:
         logger.warning('using the downloaded %s %s at %s; the hub was not asked.', model_id, revision or '', cached)
         return str(cached)
-    return _download(model_id, revision)
+    return _download(model_id, revision, flaw)
 
 
 def hub_model(name: str) -> tuple[str, str | None]:
@@ -55,13 +56,22 @@ def cached_snapshot(model_id: str, revision: str | None) -> Path | None:
     return next((path for path in candidates if (path / 'model_index.json').is_file()), None)
 
 
-def _download(model_id: str, revision: str | None) -> str:
+def _flaw(folder: Path) -> str | None:
+    """What is wrong with a downloaded folder, as after an interrupted download; downloading again mends it."""
+    try:
+        ModelFolder(folder)
+    except ModelError as error:
+        return f'is not whole on this machine ({str(error).rstrip(".")})'
+    return None
+
+
+def _download(model_id: str, revision: str | None, flaw: str) -> str:
     from modelscope import snapshot_download
 
     try:
         return snapshot_download(model_id, **({'revision': revision} if revision else {}))
     except Exception as error:
-        raise ModelError(f'{model_id} is not on this machine and could not be downloaded '
+        raise ModelError(f'{model_id} {flaw} and could not be downloaded '
                          f'({" ".join(str(error).split())[:300]}); check the network, or give a folder.') from error
 
 

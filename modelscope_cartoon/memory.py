@@ -18,6 +18,7 @@ from modelscope_cartoon.names import look_up
 
 MODES = ('full', 'low', 'min')
 _ACTIVATIONS = 1.5 * 2**30     # bytes beside the weights for one 768-pixel picture, VAE decode included
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory')     # torch on Linux and macOS, on Windows
 _TILE = 512                    # pixels; the VAE's own default of 768 makes tiling do nothing at 768
 
 
@@ -75,7 +76,7 @@ def apply(pipe: Any, mode: str, device: torch.device) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and 'not enough memory' in str(error))
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_OUT_OF_MEMORY))
 
 
 def gib(count: float) -> str:

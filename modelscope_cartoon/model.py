@@ -103,21 +103,20 @@ class CartoonStableDiffusion(Model):
         try:
             return sample(self._pipe, request, pictures)
         except Overflow as overflow:
+            if self._pipe.unet.dtype == torch.float32:
+                raise _non_finite(overflow) from overflow
             self._to_fp32(overflow)
         try:
             return sample(self._pipe, request, pictures)
         except Overflow as overflow:
-            raise NonFiniteError(f'{overflow}, in float32 too: the weights or the settings are broken; try another '
-                                 'scheduler or a lower guidance_scale, or download the model again.') from overflow
+            raise _non_finite(overflow) from overflow
 
     def _to_fp32(self, overflow: Overflow) -> None:
-        if self.dtype == torch.float32:
-            return
         logger.warning('%s in %s; the picture is drawn again in float32, and so are all later ones '
-                       '(slower, twice the memory).', overflow, self.dtype)
-        self.dtype = torch.float32
+                       '(slower, twice the memory).', overflow, self._pipe.unet.dtype)
         self._pipe.remove_all_hooks()
         self._pipe.to(dtype=torch.float32)
+        self.dtype = torch.float32
         memory_modes.apply(self._pipe, self.memory_mode, self.device)
 
     def _lower_memory(self, error: Exception, doing: str) -> None:
@@ -138,7 +137,10 @@ class CartoonStableDiffusion(Model):
 
     def compile(self, **options: Any) -> CartoonStableDiffusion:
         """The host's compile=True: the UNet is compiled, the loop around it stays plain Python."""
-        self._pipe.unet.compile(**options)
+        try:
+            self._pipe.unet.compile(**options)
+        except Exception as error:     # raised, it would leave the host's lock locked, and the next call hang
+            logger.warning('the model could not be compiled (%s); it draws without that.', error)
         return self
 
     def save_pretrained(self, target_folder: str, *_: Any, **__: Any) -> None:
@@ -146,3 +148,8 @@ class CartoonStableDiffusion(Model):
         self._pipe.save_pretrained(target_folder, safe_serialization=True)
         text = json.dumps(configuration(self.model_dir), ensure_ascii=False, indent=2)
         Path(target_folder, 'configuration.json').write_text(text + '\n', encoding='utf-8')
+
+
+def _non_finite(overflow: Overflow) -> NonFiniteError:
+    return NonFiniteError(f'{overflow}, in float32 too: the weights or the settings are broken; try another '
+                          'scheduler or a lower guidance_scale, or download the model again.')

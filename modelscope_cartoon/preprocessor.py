@@ -81,8 +81,10 @@ class StylePromptPreprocessor(Preprocessor):
         return self.triggers[style]
 
     def _readable(self, text: str) -> str:
+        if not unreadable_words(text):
+            return text
         translator = self._translator or _installed_translator()
-        if translator is None or not unreadable_words(text):
+        if translator is None:
             return text
         translated = translator(text)
         if not isinstance(translated, str):

@@ -165,9 +165,12 @@ def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequest('both callback and callback_on_step_end are given; give callback_on_step_end only.')
     checks.function('callback', callback)
 
-    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
-        if step % every == 0:
-            callback(step, timestep, tensors['latents'])
+    def on_step_end(pipe: Any, call: int, timestep: Any, tensors: dict) -> dict:
+        # As in diffusers' own loop: once a step, though Heun and DPM2 call twice; not while PNDM warms up.
+        order, calls = pipe.scheduler.order, pipe.num_timesteps
+        whole_step = call >= calls - pipe.scheduler.num_inference_steps * order and (call + 1) % order == 0
+        if (whole_step or call == calls - 1) and call // order % every == 0:
+            callback(call // order, timestep, tensors['latents'])
         return {}
     return {**given, 'callback_on_step_end': on_step_end}
 

@@ -11,12 +11,14 @@ Overflow is raised at the first stage whose numbers are not finite.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
 from modelscope_cartoon.errors import InvalidRequest
@@ -64,9 +66,18 @@ def session(pipe: Any, request: GenerationRequest) -> Any:
                       else copy.deepcopy(pipe.scheduler))
     check_steps(pipe.scheduler, request.num_inference_steps)
     check_eta(pipe.scheduler, request.eta)
+    pipe.scheduler.step = _checked(pipe.scheduler.step)
     if not hasattr(pipe, '_progress_bar_config'):
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe
+
+
+def _checked(step: Callable) -> Callable:
+    """A scheduler's step that refuses an infinite prediction, which one that clips would make into a picture."""
+    @functools.wraps(step)
+    def checked(prediction: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        return step(finite('denoising', prediction), *arguments, **options)
+    return checked
 
 
 def initial_noise(pipe: Any, request: GenerationRequest, count: int, generator: Any) -> torch.Tensor:
@@ -76,7 +87,10 @@ def initial_noise(pipe: Any, request: GenerationRequest, count: int, generator: 
     device, dtype = pipe._execution_device, pipe.unet.dtype
     if request.latents is None:
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
-    latents = torch.as_tensor(request.latents)
+    try:
+        latents = torch.as_tensor(request.latents)
+    except (TypeError, ValueError, RuntimeError):
+        latents = torch.tensor(torch.nan)
     if tuple(latents.shape) != shape or not torch.isfinite(latents).all():
         raise InvalidRequest(f'latents have the shape {tuple(latents.shape)}; accepted: finite numbers of the shape '
                              f'{shape} for {count} pictures of {height} x {width}.')
@@ -108,8 +122,15 @@ def denoise(pipe: Any, request: GenerationRequest, encoded: Encoded, noise: torc
         latents=noise[encoded.positions], generator=generator, height=height, width=width,
         num_inference_steps=request.num_inference_steps, guidance_scale=request.guidance_scale,
         guidance_rescale=request.guidance_rescale, eta=request.eta, output_type='latent',
-        callback_on_step_end=request.callback_on_step_end).images
+        callback_on_step_end=_returning_a_dict(request.callback_on_step_end)).images
     return finite('denoising', latents)
+
+
+def _returning_a_dict(callback: Any) -> Any:
+    """diffusers wants a dict from its callback; a function that returns nothing changes nothing."""
+    if callback is None or isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        return callback
+    return lambda *step: callback(*step) or {}
 
 
 def decode(pipe: Any, latents: torch.Tensor) -> np.ndarray:

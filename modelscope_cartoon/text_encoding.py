@@ -14,6 +14,7 @@ from modelscope_cartoon.errors import InvalidRequest
 from modelscope_cartoon.prompt import is_plain, parse_weights
 
 _COMMA_BACKTRACK = 20      # tokens; A1111's default
+_NO_MEAN = 1e-5            # of the mean size; below it a mean is rounding (an untrained norm has none) and no scale
 
 Chunk = list[tuple[int, float]]
 
@@ -76,7 +77,10 @@ def _encode_chunk(pipe: Any, tokens: Chunk, clip_skip: int | None) -> torch.Tens
     if all(weight == 1.0 for weight in weights):
         return hidden
     weighted = hidden.float() * torch.tensor(weights, device=device)[None, :, None]
-    return (weighted * (hidden.float().mean() / weighted.mean())).to(hidden.dtype)
+    mean = weighted.mean()
+    if mean.abs() > _NO_MEAN * weighted.abs().mean():
+        weighted = weighted * (hidden.float().mean() / mean)
+    return weighted.to(hidden.dtype)
 
 
 def _hidden_state(encoder: Any, ids: torch.Tensor, clip_skip: int | None) -> torch.Tensor:

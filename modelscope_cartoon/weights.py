@@ -119,7 +119,7 @@ def load_tokenizer(folder: ModelFolder, text_encoder: CLIPTextModel) -> CLIPToke
     if not 3 <= tokenizer.model_max_length <= positions:
         raise ModelError(f'{path} has the model_max_length {tokenizer.model_max_length} and the text encoder '
                          f'{positions} positions; they do not belong together.')
-    if len(tokenizer) == _CLIP_VOCABULARY and ids != _CLIP_IDS:
+    if _CLIP_VOCABULARY in (len(tokenizer), rows) and ids != _CLIP_IDS:
         raise ModelError(f"{path} reads 'a photo of a cat' as {ids}, CLIP's own as {_CLIP_IDS}; "
                          'the vocabulary is damaged: download the model again.')
     return tokenizer
@@ -152,7 +152,7 @@ def _reason(error: BaseException) -> str:
     while seen is not None:     # diffusers raises an error of its own over the unpickler's
         if isinstance(seen, pickle.UnpicklingError):
             return 'it is damaged, or a pickle that holds more than tensors; it is refused because reading it ' \
-                   'would run its code: use a safetensors file.'
+                   'could run its code: use a safetensors file.'
         seen = seen.__cause__ or seen.__context__
     return ' '.join(str(error).split())[:600]
 
@@ -174,7 +174,9 @@ def _check_values(shown: Path, module: torch.nn.Module) -> None:
             continue
         total = tensor.abs().sum(dtype=torch.float32)
         if not torch.isfinite(total) and not bool(torch.isfinite(tensor).all()):
-            raise DamagedWeights(f'{shown}: the tensor {name} holds NaN or infinite values; download it again.')
+            raise DamagedWeights(f'{shown}: the tensor {name} holds NaN or infinite values; download it again.'
+                                 + (' If it was made for float32: give dtype="float32".'
+                                    if tensor.dtype == torch.float16 else ''))
         if tensor.ndim > 1 and total == 0:
             raise DamagedWeights(f'{shown}: the tensor {name} is all zeros, as in a file with a hole; '
                                  'download it again.')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,8 +129,9 @@ def test_names_are_accepted_in_any_case_and_returned_as_written_in_the_tables():
 def test_the_hosts_old_callback_is_called_every_callback_steps():
     seen = []
     request = parse_request('a', callback=lambda *a: seen.append(a), callback_steps=2)
+    pipe = SimpleNamespace(scheduler=SimpleNamespace(order=1, num_inference_steps=5), num_timesteps=5)
     for step in range(5):
-        assert request.callback_on_step_end(None, step, 900 - step, {'latents': 'z'}) == {}
+        assert request.callback_on_step_end(pipe, step, 900 - step, {'latents': 'z'}) == {}
     assert seen == [(0, 900, 'z'), (2, 898, 'z'), (4, 896, 'z')]
 
 
