@@ -90,7 +90,7 @@ class ModelFolder:
             return
         files = self.read_json('manifest.json').get('files')
         if not isinstance(files, dict):
-            raise BadConfiguration(f'{self.root / "manifest.json"} has no files; accepted: an object of sha256 by name.')
+            raise BadConfiguration(f'{self.root / "manifest.json"} has no files; accepted: sha256 by name.')
         for name, sha256 in files.items():
             if file_sha256(self.path(name)) != sha256:
                 raise DamagedWeights(f'{self.root / name} is not the file that manifest.json describes; '

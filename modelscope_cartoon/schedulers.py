@@ -24,6 +24,8 @@ class SchedulerRow:
     min_steps: int = 1
 
 
+# Where a folder's config is silent (a PNDM's is): clipping to -1..1 is right for pixels and ruins latents.
+_LATENTS = {'clip_sample': False}
 _PLAIN = {'use_karras_sigmas': False}
 _KARRAS = {'use_karras_sigmas': True}
 _MULTISTEP = {'algorithm_type': 'dpmsolver++', 'solver_order': 2, 'solver_type': 'midpoint'}
@@ -82,7 +84,7 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
 
     row = get_row(name)
     scheduler_class = getattr(diffusers, row.diffusers_class)
-    return scheduler_class.from_config(config, **row.options)
+    return scheduler_class.from_config({**_LATENTS, **config}, **row.options)
 
 
 def check_steps(scheduler: Any, num_inference_steps: int) -> None:

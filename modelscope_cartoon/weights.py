@@ -161,7 +161,7 @@ def _check_report(shown: Path, report: dict[str, Any]) -> None:
     for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs'):
         names = [str(key) for key in report.get(kind) or () if not str(key).endswith(_HARMLESS)]
         if names:
-            what = {'missing_keys': 'lacks', 'unexpected_keys': 'has, beyond what the model knows,'}.get(kind, 'misfits')
+            what = {'missing_keys': 'lacks', 'unexpected_keys': 'has, unknown to the model,'}.get(kind, 'misfits')
             more = f' and {len(names) - 10} more' if len(names) > 10 else ''
             raise DamagedWeights(f'{shown} {what} {len(names)} tensors: {", ".join(sorted(names)[:10])}{more}; '
                                  'a picture from half-loaded weights would be wrong: download the model again.')

@@ -209,3 +209,10 @@ def test_ddim_takes_an_eta():
     check_eta(diffusers.DDIMScheduler(), 1.0)
     with pytest.raises(InvalidRequest):
         check_eta(diffusers.DDPMScheduler(), 0.1)
+
+
+@pytest.mark.parametrize('label', ['DDIM', 'DDPM'])
+def test_latents_are_not_clipped_where_the_folders_config_says_nothing_of_it(label):
+    config = diffusers.PNDMScheduler(skip_prk_steps=True).config
+    assert build(label, config).config.clip_sample is False
+    assert build(label, {**config, 'clip_sample': True}).config.clip_sample is True
