@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 SIDES = ('ours', 'upstream')
@@ -36,8 +37,9 @@ def build(folder: Path) -> None:
                                 use_linear_projection=True, upcast_attention=True)
     vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=768,
                         down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4)
+    # one row more than CLIP's 49408: with exactly as many, loading would hold the vocabulary against CLIP's own
     text_encoder = CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=1024, intermediate_size=4096, projection_dim=512, num_hidden_layers=23,
+        vocab_size=49409, hidden_size=1024, intermediate_size=4096, projection_dim=512, num_hidden_layers=23,
         num_attention_heads=16, hidden_act='gelu'))
     tokenizer = CLIPTokenizer.from_pretrained(mini.path() / 'tokenizer', model_max_length=77)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False,
@@ -70,14 +72,21 @@ def serve(side: str, folder: str) -> None:
 
 def load(side: str, folder: str) -> Any:
     if side == 'upstream':
-        sys.modules['torchvision'] = types.ModuleType('torchvision')
-        sys.modules['torchvision.transforms'] = types.ModuleType('torchvision.transforms')
+        from diffusers import StableDiffusionPipeline as _  # noqa: F401  (before: transformers would use the stand-in)
+        stand_in_for_torchvision()
         from modelscope.pipelines.multi_modal.diffusers_wrapped.stable_diffusion.stable_diffusion_pipeline import (
             StableDiffusionPipeline,
         )
         return StableDiffusionPipeline(folder)
     from modelscope_cartoon import load_pipeline
     return load_pipeline(folder, device='cpu')
+
+
+def stand_in_for_torchvision() -> None:
+    for name in ('torchvision', 'torchvision.transforms'):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__spec__ = ModuleSpec(name, None, is_package=True)
+    sys.modules['torchvision'].transforms = sys.modules['torchvision.transforms']
 
 
 def draw(pipe: Any, size: int, steps: int) -> dict[str, float]:

@@ -136,6 +136,24 @@ def test_doctor_names_versions_devices_and_models(capsys):
     assert 'damo/cv_cartoon_stable_diffusion_flat' in findings['models']
 
 
+def test_doctor_says_what_to_install_where_opencv_cannot_be_imported(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cv2', None)
+    assert main(['doctor']) == 0
+    assert 'apt-get install libgl1' in capsys.readouterr().out
+
+
+def test_doctor_verifies_the_models_that_are_here(capsys, monkeypatch, tiny_folder, tmp_path):
+    import shutil
+
+    from modelscope_cartoon import mini
+    folder = shutil.copytree(tiny_folder, tmp_path / 'model')
+    monkeypatch.setattr(mini, 'path', lambda: folder)
+    assert main(['doctor', '--verify']) == 0 and 'mini: as it should be' in capsys.readouterr().out
+    weights = folder / 'vae' / 'diffusion_pytorch_model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(['doctor', '--verify']) == 1 and str(weights) in capsys.readouterr().out
+
+
 def test_the_hosts_command_line_offers_the_same_command():
     """The host's own console script finds the plug-in, runs it and passes the exit code on."""
     code = ("import sys; sys.argv = ['modelscope', *sys.argv[1:]]; "
