@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,12 @@ class CartoonStableDiffusion(Model):
         where the next lower memory mode isn't enough either.
         """
         with self._lock:
+            rewind = _rewinder(request.generator)
             try:
                 return self._draw_in_range(request, pictures)
             except Exception as error:
                 self._lower_memory(error, 'drawing')
+            rewind()
             try:
                 return self._draw_in_range(request, pictures)
             except Exception as error:
@@ -100,12 +102,14 @@ class CartoonStableDiffusion(Model):
                 raise
 
     def _draw_in_range(self, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
+        rewind = _rewinder(request.generator)
         try:
             return sample(self._pipe, request, pictures)
         except Overflow as overflow:
             if self._pipe.unet.dtype == torch.float32:
                 raise _non_finite(overflow) from overflow
             self._to_fp32(overflow)
+        rewind()
         try:
             return sample(self._pipe, request, pictures)
         except Overflow as overflow:
@@ -148,6 +152,17 @@ class CartoonStableDiffusion(Model):
         self._pipe.save_pretrained(target_folder, safe_serialization=True)
         text = json.dumps(configuration(self.model_dir), ensure_ascii=False, indent=2)
         Path(target_folder, 'configuration.json').write_text(text + '\n', encoding='utf-8')
+
+
+def _rewinder(generator: Any) -> Callable[[], None]:
+    """Puts the caller's own generators back to where they are now, so that a second try draws the same picture."""
+    many = generator if isinstance(generator, (list, tuple)) else [generator] if generator is not None else []
+    states = [(one, one.get_state()) for one in many]
+
+    def rewind() -> None:
+        for one, state in states:
+            one.set_state(state)
+    return rewind
 
 
 def _non_finite(overflow: Overflow) -> NonFiniteError:

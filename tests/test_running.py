@@ -191,6 +191,15 @@ def test_too_little_memory_is_tried_once_in_the_next_lower_mode(pipe, cat, part,
     assert pipe.model.memory_mode == 'low' and "in memory mode 'full'; trying 'low'" in caplog.text
 
 
+def test_a_second_try_draws_from_the_callers_generator_as_it_was(pipe):
+    def draw() -> np.ndarray:
+        request = {key: value for key, value in CAT.items() if key != 'seed'}
+        return pipe({**request, 'generator': torch.Generator().manual_seed(5)})['output_imgs'][0]
+    expected = draw()
+    Calls(pipe.pipeline.unet, raises(OUT_OF_MEMORY[0]), at=1)
+    assert (draw() == expected).all() and pipe.model.memory_mode == 'low'
+
+
 @pytest.mark.parametrize('mode, after', [('full', 'low'), ('low', 'min'), ('min', 'min')])
 def test_too_little_memory_twice_is_an_error_and_the_pipeline_still_works(tiny_folder, cat, mode, after):
     pipe = load_pipeline(tiny_folder, device='cpu', memory=mode)
