@@ -71,7 +71,7 @@ class CartoonPipeline(Pipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         refuse_unknown('keyword', parameters, (*FIELD_NAMES, 'batch_size'))
-        return parameters, {}, {}
+        return parameters, {}, {'done': []}
 
     def _check_input(self, input: Any) -> None:
         """The preprocessor checks, with better words than the host's assertions."""
@@ -84,6 +84,15 @@ class CartoonPipeline(Pipeline):
 
     def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self._draw([inputs], PICTURES_AT_ONCE)[0]
+
+    def _process_single(self, input: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The host draws a list by calling this in a loop; `done` is what that call has so far, for Ctrl-C."""
+        done = kwargs.pop('postprocess_params')['done']
+        try:
+            done.append(super()._process_single(input, *args, **kwargs))
+        except KeyboardInterrupt as interruption:
+            raise Interrupted([*done, *getattr(interruption, 'outputs', [])]) from None
+        return done[-1]
 
     def postprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self.postprocessor(inputs)
@@ -104,7 +113,7 @@ class CartoonPipeline(Pipeline):
                 logger.warning('columns of the data set that are not used: %s.', ', '.join(sorted(extra)))
                 ignored |= extra
             used = {k: v for k, v in row.items() if k in FIELD_NAMES} if isinstance(row, dict) else row
-            yield self._process_single(used, *args, **kwargs)
+            yield self._process_single(used, *args, **{**kwargs, 'postprocess_params': {'done': []}})
 
     def _draw(self, jobs: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
         """`jobs` with their images. Interrupted carries the outputs of the pictures that were done before Ctrl-C."""
