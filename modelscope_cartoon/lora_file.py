@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from diffusers.utils.state_dict_utils import StateDictType
 from safetensors import SafetensorError, safe_open
 
 from modelscope_cartoon.errors import BadConfiguration, DamagedWeights, ModelError
@@ -67,9 +68,7 @@ def _with_peft_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     """diffusers' older names (`to_q_lora.down`, `lora_linear_layer.up`) as peft's; kohya's stay as they are."""
     text = {k: v for k, v in tensors.items() if k.startswith('text_encoder.')}
     rest = {k: v for k, v in tensors.items() if k not in text}
-    if any('lora_linear_layer' in key or 'to_out_lora' in key for key in text):
-        text = convert_state_dict_to_peft(text)
-    return {**convert_unet_state_dict_to_peft(rest), **text}
+    return {**convert_unet_state_dict_to_peft(rest), **convert_state_dict_to_peft(text, StateDictType.DIFFUSERS_OLD)}
 
 
 def _by_layer(file: Path, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
