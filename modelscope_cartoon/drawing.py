@@ -25,9 +25,10 @@ _FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'num_i
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draws and saves what the command line asks for; prints each file, or with --json one document at the end."""
+    loras = _loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
     prompts = _prompts(arguments)
     names = _styles(arguments.style)
-    shared = {field: getattr(arguments, field) for field in _FIELDS} | {'lora': _loras(arguments.lora)}
+    shared = {field: getattr(arguments, field) for field in _FIELDS} | {'lora': loras}
     requests = [{'text': prompt, 'seed': seed, 'style': style, 'trigger': not arguments.no_trigger, **shared}
                 for style in names for prompt in prompts for seed in arguments.seed]
     pictures = sum(parse_request(request).num_pictures for request in requests)     # all checked before any is drawn

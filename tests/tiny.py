@@ -84,7 +84,8 @@ def build_lora(folder: Path, base: Path, seed: int = 1, rank: int = 4, alpha: fl
 
     torch.manual_seed(seed)
     pipe = StableDiffusionPipeline.from_pretrained(base)
-    layers = {'unet': ['to_q', 'to_v', 'to_out.0', 'ff.net.2', 'proj_in', 'conv1'], 'text_encoder': ['q_proj', 'out_proj', 'fc1']}
+    layers = {'unet': ['to_q', 'to_v', 'to_out.0', 'ff.net.2', 'proj_in', 'conv1'],
+              'text_encoder': ['q_proj', 'out_proj', 'fc1']}
     states, configs = {}, {}
     for part, names in layers.items():
         module = getattr(pipe, part)
