@@ -124,7 +124,7 @@ class LoraShelf:
         """`given` is a file, a folder with a LoRA in it, or a name."""
         if os.path.isfile(given) or (os.path.isdir(given) and not self._is_known(given)):
             weights_file(given)
-            return LoraChoice(Path(given).stem if os.path.isfile(given) else Path(given).resolve().name, given, scale)
+            return LoraChoice(name_of(given), given, scale)
         return self.named(given, scale)
 
     def named(self, name: str, scale: float) -> LoraChoice:
@@ -140,6 +140,14 @@ class LoraShelf:
 
     def _is_known(self, name: str) -> bool:
         return name.casefold() in {key.casefold() for key in self.known()}
+
+
+def name_of(path: str) -> str:
+    """A file's name without its ending; a folder's name, or its repository's where it is a snapshot of the hub's."""
+    if os.path.isfile(path):
+        return Path(path).stem
+    folder = Path(path).resolve()
+    return folder.parent.parent.name.rpartition('--')[2] if folder.parent.name == 'snapshots' else folder.name
 
 
 def _files_in(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from modelscope.utils.constant import Fields
 from modelscope_cartoon.configuration import PREPROCESSOR_TYPE, lora_folders
 from modelscope_cartoon.errors import BadConfiguration, InvalidPrompt, InvalidRequest
 from modelscope_cartoon.log import logger
-from modelscope_cartoon.lora_choice import LoraChoice, LoraShelf, combined, style_weights
+from modelscope_cartoon.lora_choice import LoraChoice, LoraShelf, combined, name_of, style_weights
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.prompt import clean, expand_wildcards, take_loras, unreadable_words, with_trigger
 from modelscope_cartoon.request import GenerationRequest, Picture, parse_request
@@ -113,7 +113,7 @@ class StylePromptPreprocessor(Preprocessor):
 
     def _loras_of(self, request: GenerationRequest, weights: dict[str, float]) -> list[LoraChoice]:
         """The LoRAs of every picture of the request: the model's adapter, the styles', those asked for."""
-        always = [LoraChoice(Path(self.adapter).resolve().name, self.adapter, 1.0)] if self.adapter else []
+        always = [LoraChoice(name_of(self.adapter), self.adapter, 1.0)] if self.adapter else []
         own = self.shelf.own
         styled = [LoraChoice(name, own[name], weight) for name, weight in weights.items() if name in own]
         return [*always, *styled, *(self.shelf.find(*lora) for lora in request.lora)]
