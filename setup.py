@@ -28,6 +28,7 @@ setup(
         'opencv-python',
         'Pillow>=11',
         'numpy',
+        'peft>=0.17',              # LoRA: diffusers attaches and trains them through it
         'psutil',
     ],
     extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77']},

@@ -36,7 +36,11 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('prompt', nargs='?', help='what to draw, in English')
     draw.add_argument('--prompt-file', metavar='FILE', help='prompts from a file, one a line ("-": standard input)')
-    draw.add_argument('--style', nargs='+', default=[], metavar='STYLE', help=f'{", ".join(styles())}, or all')
+    draw.add_argument('--style', nargs='+', default=[], metavar='STYLE',
+                      help=f'{", ".join(styles())}, or all; a mix: flat:0.6+watercolor:0.4')
+    draw.add_argument('--lora', nargs='+', action='append', default=[], metavar=('PATH', 'SCALE'),
+                      help='a LoRA file, folder or name, and how strongly (1); may be given several times')
+    draw.add_argument('--lora-dir', metavar='FOLDER', help='LoRA files for <lora:name:0.8>; default: ./loras')
     draw.add_argument('--model', default=None, metavar='MODEL',
                       help='mini (default), full (the full-size model of each style), a hub id, or a folder')
     draw.add_argument('--seed', nargs='+', type=int, default=[None], help='one picture for each seed')

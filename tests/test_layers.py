@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
-             'files', 'configuration', 'mini'}
-ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory'}
+             'files', 'configuration', 'mini', 'lora_choice'}
+ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
+          'lora', 'lora_file'}
 HOST = {'hub', 'pipeline', 'legacy'}
 FRONTS = {'cli', 'drawing', 'doctor'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
