@@ -167,13 +167,13 @@ def _training(card: Card, language: str) -> str:
 
 
 def _rows(recipe: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:
-    """The plain values of a recipe, nested ones as `group.name`; long lists by their length."""
+    """The plain values of a recipe, nested ones as `group.name`; long lists by their length, and no digests."""
     for key, value in recipe.items():
         if isinstance(value, Mapping):
             yield from _rows(value, f'{prefix}{key}.')
         elif isinstance(value, (list, tuple)):
             yield f'{prefix}{key}', ', '.join(map(str, value)) if len(value) <= 6 else f'{len(value)}'
-        elif value is not None:
+        elif value is not None and len(str(value)) < 64:
             yield f'{prefix}{key}', ' '.join(str(value).replace('|', r'\|').split())
 
 

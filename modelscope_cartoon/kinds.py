@@ -89,6 +89,13 @@ def public_json(path: Path) -> dict[str, Any]:
     return without_paths(read_json(path))
 
 
+def public_recipe(path: Path) -> dict[str, Any]:
+    """recipe.json, with the training pictures (names, captions) as their number; empty where there is none."""
+    recipe = public_json(path) if path.is_file() else {}
+    return {key: len(value) if isinstance(value, list) and any(isinstance(one, dict) for one in value) else value
+            for key, value in recipe.items()}
+
+
 def without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items()}

@@ -19,8 +19,8 @@ from modelscope_cartoon.errors import BadConfiguration, InvalidRequest
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.hub import hub_model, local_model
-from modelscope_cartoon.kinds import ADAPTER, MODEL, public_json, read_json, sort_files
-from modelscope_cartoon.styles import get_style, style_of_path
+from modelscope_cartoon.kinds import ADAPTER, MODEL, public_json, public_recipe, read_json, sort_files
+from modelscope_cartoon.styles import get_style, style_of_path, styles
 
 _DIFFUSERS_PARTS = ('unet', 'vae', 'text_encoder', 'tokenizer', 'scheduler')
 
@@ -65,12 +65,8 @@ def _merged(source: Path, target: Path, given: Card, base: str) -> Draft:
     _copy(folder.root, target, [name for name in sort_files(folder.root, MODEL).kept if not name.startswith('loras/')])
     _copy(source, target, [name for name in files.kept if not name.endswith('.safetensors')])
     conversion.write_merged(folder, source, target)
-    card, options = _known(replace(given, fused=True), source, folder.root)
-    if (target / 'words.txt').is_file():     # or the preprocessor would warn of the trigger that it adds itself
-        words = (target / 'words.txt').read_text(encoding='utf-8')
-        write_file(target / 'words.txt', '\n'.join([words.rstrip(), *(card.trigger or '').split(), '']).encode())
-    return Draft(card, options, files.left_out, (f'the base {base!r} is not on the hub, so the LoRA was merged into '
-                                                 'it, and a full model goes up.',))
+    return Draft(*_known(replace(given, fused=True), source, folder.root), files.left_out, (
+        f'the base {base!r} is not on the hub, so the LoRA was merged into it, and a full model goes up.',))
 
 
 def _base_model(source: Path) -> str:
@@ -89,17 +85,26 @@ def _known(given: Card, source: Path, base: Path) -> tuple[Card, dict[str, Any]]
     if not options and of_five:
         options = {'style': of_five.name}
     style = get_style(options['style']) if 'style' in options else None
-    if of_five and not given.fused and not given.relation:
+    recipe = public_recipe(source / 'recipe.json')
+    trained_on = _trained_on(recipe)
+    if of_five and not given.fused and not given.relation and trained_on is None:
         origin, base_model = 'cartoon', given.base_model or STABLE_DIFFUSION_2_1
     else:
-        origin, base_model = 'mini' if base.resolve() == mini.path().resolve() else 'own', given.base_model
-    recipe = source / 'recipe.json'
-    card = replace(given, origin=origin, style=style, base_model=base_model,
+        is_mini = trained_on == mini.NAME or base.resolve() == mini.path().resolve()
+        origin, base_model = 'mini' if is_mini else 'own', given.base_model or (None if is_mini else trained_on)
+    card = replace(given, origin=origin, style=style, base_model=base_model, recipe=recipe,
                    styles=tuple(options.get('loras') or options.get('triggers') or ()),
                    trigger=options.get('trigger') or (style.trigger if style else None),
-                   relation=given.relation or ('finetune' if base_model else None),
-                   recipe=public_json(recipe) if recipe.is_file() else {})
+                   relation=given.relation or ('finetune' if base_model else None))
     return card, options
+
+
+def _trained_on(recipe: dict[str, Any]) -> str | None:
+    """mini, or the hub id of one of the five, where training recorded that; other names may be folders."""
+    recorded = recipe.get('recipe')
+    base = recorded.get('base') if isinstance(recorded, dict) else None
+    ids = {name: style.model_id for style in styles().values() for name in (style.name, style.model_id)}
+    return base if base == mini.NAME else ids.get(base)
 
 
 def _licence(card: Card) -> str:
@@ -107,7 +112,7 @@ def _licence(card: Card) -> str:
         return card.licence
     if card.origin == 'cartoon' and card.style:
         return card.style.licence
-    if card.origin == 'mini':
+    if card.origin == 'mini' and not card.recipe:     # as it comes with the package
         return 'Apache-2.0'
     raise InvalidRequest('say under which licence it is published, by its SPDX name: --licence Apache-2.0, MIT, '
                          'CC-BY-4.0, OpenRAIL++-M.')
@@ -118,8 +123,10 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name == 'model_index.json':
             _write_json(target / name, _drawing_parts(public_json(source / name)))
-        elif name.endswith('config.json') or name == 'recipe.json':     # they may name places on this machine
+        elif name.endswith('config.json'):
             _write_json(target / name, public_json(source / name))
+        elif name == 'recipe.json':
+            _write_json(target / name, public_recipe(source / name))
         else:
             shutil.copyfile(source / name, target / name)
 

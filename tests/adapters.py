@@ -26,7 +26,9 @@ def build_adapter(folder: Path, base: Path, base_model: str, preprocessor: dict,
         'model': {'type': 'cartoon-stable-diffusion', 'base_model': base_model},
         'preprocessor': {'type': 'cartoon-style-prompt', **preprocessor},
         'pipeline': {'type': 'cartoon-stable-diffusion'}}))
-    (folder / 'recipe.json').write_text(json.dumps({'steps': 20, 'pictures': '/home/somebody/pictures'}))
+    (folder / 'recipe.json').write_text(json.dumps({
+        'recipe': {'rank': 2, 'data': '/home/somebody/drawings'},
+        'pictures': [{'name': 'Anna.png', 'caption': 'my daughter Anna', 'sha256': 64 * '0'}]}))
     (folder / 'README.md').write_text('from training')
     (folder / 'samples').mkdir()
     (folder / 'samples' / '1.png').write_bytes(b'x')

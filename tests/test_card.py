@@ -68,10 +68,10 @@ def test_what_nobody_stated_is_called_unknown_and_not_made_up():
 
 def test_what_the_publisher_and_the_recipe_say_stands_in_the_card():
     text = render(replace(OWN, training='40 of my own drawings', recipe={
-        'steps': 600, 'lora': {'rank': 8}, 'pictures': list(range(40)), 'note': None}))
+        'steps': 600, 'lora': {'rank': 8}, 'pictures': list(range(40)), 'note': None, 'base': {'unet': 64 * 'a'}}))
     assert '40 of my own drawings (as stated by the publisher)' in text
     assert '| steps | 600 |' in text and '| lora.rank | 8 |' in text and '| pictures | 40 |' in text
-    assert 'note' not in text
+    assert 'note' not in text and 'aaaa' not in text
 
 
 def test_an_adapter_names_its_base_and_inherits_its_limits():

@@ -46,10 +46,11 @@ def test_a_merged_model_predicts_what_base_and_lora_predict_together(adapter, ti
 def test_the_card_and_the_listing_say_that_it_was_merged(adapter, tmp_path):
     repository = build_repository(adapter, tmp_path / 'out', 'me/flat', licence='MIT')
     card = (repository.folder / 'README.md').read_text(encoding='utf-8')
-    assert 'is merged into the weights' in card and '| steps | 20 |' in card and '/home/somebody' not in card
+    assert 'is merged into the weights' in card and '| recipe.rank | 2 |' in card and '| pictures | 1 |' in card
     assert any('merged into' in note for note in repository.notes) and ADAPTER_FILE not in repository.files
     assert repository.left_out['samples/1.png'] == 'pictures are drawn anew'
-    assert json.loads((repository.folder / 'recipe.json').read_text())['pictures'] == 'pictures'
+    recipe = (repository.folder / 'recipe.json').read_text()
+    assert json.loads(recipe) == {'recipe': {'rank': 2, 'data': 'drawings'}, 'pictures': 1}
 
 
 def test_a_lora_of_another_model_or_without_effect_is_refused(adapter, tiny_folder, tmp_path):
