@@ -62,7 +62,8 @@ def _adapter(source: Path, target: Path, given: Card) -> Draft:
 
 def _merged(source: Path, target: Path, given: Card, base: str) -> Draft:
     folder, files = ModelFolder(local_model(base)), sort_files(source, ADAPTER)
-    _copy(folder.root, target, [name for name in sort_files(folder.root, MODEL).kept if not name.startswith('loras/')])
+    of_base = sort_files(folder.root, MODEL).kept
+    _copy(folder.root, target, [name for name in of_base if not name.startswith(('loras/', 'recipe.json'))])
     _copy(source, target, [name for name in files.kept if not name.endswith('.safetensors')])
     conversion.write_merged(folder, source, target)
     return Draft(*_known(replace(given, fused=True), source, folder.root), files.left_out, (
@@ -104,7 +105,7 @@ def _trained_on(recipe: dict[str, Any]) -> str | None:
     recorded = recipe.get('recipe')
     base = recorded.get('base') if isinstance(recorded, dict) else None
     ids = {name: style.model_id for style in styles().values() for name in (style.name, style.model_id)}
-    return base if base == mini.NAME else ids.get(base)
+    return base if base == mini.NAME else ids.get(str(base))
 
 
 def _licence(card: Card) -> str:

@@ -54,10 +54,10 @@ def test_the_card_and_the_listing_say_that_it_was_merged(adapter, tmp_path):
 
 
 def test_a_lora_of_another_model_or_without_effect_is_refused(adapter, tiny_folder, tmp_path):
-    for spoil, words in ((lambda key, value: None if 'to_q' in key else (key.replace('to_v', 'to_w'), value), 'merged|layers'),
+    for spoil, words in ((lambda key, value: (key.replace('to_v', 'to_w'), value), 'has weights for .* layers'),
                          (lambda key, value: (key, value * 0), 'changes nothing')):
-        folder = shutil.copytree(adapter, tmp_path / words[:6])
-        state = dict(filter(None, (spoil(*item) for item in load_file(folder / ADAPTER_FILE).items())))
+        folder = shutil.copytree(adapter, tmp_path / words[:7])
+        state = dict(spoil(*item) for item in load_file(folder / ADAPTER_FILE).items())
         save_file(state, folder / ADAPTER_FILE, {'format': 'pt'})
         with pytest.raises(DamagedWeights, match=words):
             merge(StableDiffusionPipeline.from_pretrained(tiny_folder), folder / ADAPTER_FILE)
