@@ -18,7 +18,7 @@ MODEL = re.compile(
     r'model_index\.json|(unet|vae|text_encoder)/config\.json|scheduler/scheduler_config\.json'
     r'|tokenizer/(vocab|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json|tokenizer/merges\.txt'
     r'|loras/[\w-]+/pytorch_lora_weights\.safetensors|words\.txt|recipe\.json|(NOTICE|LICENSE)(\.md|\.txt)?')
-ADAPTER = re.compile(r'[\w-]+\.safetensors|recipe\.json|(NOTICE|LICENSE)(\.md|\.txt)?')
+ADAPTER = re.compile(r'[\w.-]+\.safetensors|recipe\.json|(NOTICE|LICENSE)(\.md|\.txt)?')
 _PLACE = re.compile(r'(/|~[\\/]|[A-Za-z]:[\\/]|\\\\).*[\w.]')
 _WRITTEN = ('README.md', 'configuration.json', 'ms_wrapper.py', 'requirements.txt', 'manifest.json')
 _REASONS = (      # by the whole name, any case; the first that matches
