@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
+    _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
     commands.choices['doctor'].add_argument('--verify', action='store_true', help="check every model's files")
@@ -59,6 +60,22 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--json', action='store_true', help='machine-readable output')
 
 
+def _add_publish(publish: argparse.ArgumentParser) -> None:
+    publish.add_argument('source', metavar='DIR', help='a model folder, an adapter folder, or what --output kept')
+    publish.add_argument('--to', required=True, metavar='OWNER/NAME', help='where on the hub')
+    publish.add_argument('--dry-run', action='store_true', help='build and check everything, send nothing')
+    publish.add_argument('--style', metavar='STYLE', help=f'what it draws: {", ".join(styles())}')
+    publish.add_argument('--licence', '--license', metavar='SPDX', help='default: that of the five for one of them')
+    publish.add_argument('--tag', dest='revision', help="a tag to set, which the card's snippet names: v1.0.0")
+    publish.add_argument('--base-model', metavar='ID', help='the hub id of what it was tuned from')
+    publish.add_argument('--training', metavar='TEXT', help='what the card says of the training data')
+    publish.add_argument('--chinese-name', metavar='TEXT', help='the name that the hub shows')
+    publish.add_argument('--private', action='store_true', help='only you see it (when it is new)')
+    publish.add_argument('--token', help='else MODELSCOPE_API_TOKEN, or that of `modelscope login`')
+    publish.add_argument('--output', '-o', metavar='DIR', help='keep the built folder')
+    publish.add_argument('--device', help='what draws the sample pictures: gpu, cpu, cuda:1')
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The exit code of a parsed command; a user's mistake is one sentence on stderr."""
     _log_to_stderr()
@@ -68,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'modelscope-cartoon: {error}', file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print('modelscope-cartoon: interrupted; the pictures named above are saved.', file=sys.stderr)
+        kept = {'draw': 'the pictures named above are saved.'}.get(arguments.cartoon_command, 'again, it goes on.')
+        print(f'modelscope-cartoon: interrupted; {kept}', file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -78,6 +96,9 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.cartoon_command == 'draw':
         from modelscope_cartoon.drawing import draw
         return draw(arguments)
+    if arguments.cartoon_command == 'publish':
+        from modelscope_cartoon.publishing import publish
+        return publish(arguments)
     if arguments.cartoon_command == 'doctor':
         from modelscope_cartoon.doctor import report
         return report(arguments.json, arguments.verify)
