@@ -2,8 +2,8 @@
 
 For the time of one batch each layer that a LoRA changes is replaced by a LoraLayer around it; then the same layer is
 put back. No weight of the model is ever written to. The arithmetic is that of peft's layers, to the bit, yet these are
-our own: peft's rename the model's weights while they are attached (`to_q.base_layer.weight`), so that what reads or saves
-the model between two pictures finds another, and attaching and removing them for each is slow (docs/lora.md has figures).
+our own: peft's rename the model's weights while they are attached (`to_q.base_layer.weight`), so that what reads or
+saves the model between two pictures finds another, and putting them on anew each time is slow (figures: docs/lora.md).
 """
 from __future__ import annotations
 
