@@ -2,8 +2,8 @@
 
 For the time of one batch each layer that a LoRA changes is replaced by a LoraLayer around it; then the same layer is
 put back. No weight of the model is ever written to. The arithmetic is that of peft's layers, to the bit, yet these are
-our own: peft takes 140 ms to attach a file to the embedded mini where this takes 3, and while attached it renames the
-model's weights (`to_q.base_layer.weight`), so that what reads or saves the model between two pictures finds another.
+our own: peft's rename the model's weights while they are attached (`to_q.base_layer.weight`), so that what reads or
+saves the model between two pictures finds another, and putting them on anew each time is slow (figures: docs/lora.md).
 """
 from __future__ import annotations
 
@@ -72,30 +72,39 @@ class Loras:
 
     def __init__(self) -> None:
         self._files: dict[tuple, dict[str, Delta]] = {}
-        self._replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
+        self._on: list[tuple[Layer, LoraLayer]] = []
+        self._depth = 0
 
     @contextmanager
     def on(self, pipe: Any, choices: Sequence[LoraChoice]) -> Iterator[None]:
         """`pipe` (diffusers) draws with `choices` inside the block, and is as it was after it, whatever happens."""
-        self._take_off()     # a second Ctrl-C may have left something
+        found = self._take_off()
+        outer = found if self._depth else []     # of a callback that draws itself; else a second Ctrl-C left it behind
+        self._depth += 1
         try:
-            for layer, wrapper in self._wrappers(pipe, choices):
-                self._replaced.append((layer.parent, layer.attribute, layer.module))
-                setattr(layer.parent, layer.attribute, wrapper)
+            self._put_on(self._wrappers(pipe, choices))
             yield
         finally:
+            self._depth -= 1
             self._take_off()
+            self._put_on(outer)
 
     def check(self, pipe: Any, choice: LoraChoice) -> None:
         """CartoonError where `choice` can't be read or doesn't fit `pipe`."""
-        self._take_off()
         self._wrappers(pipe, [choice])
 
-    def _take_off(self) -> None:
-        while self._replaced:
-            parent, attribute, module = self._replaced[-1]
-            setattr(parent, attribute, module)
-            self._replaced.pop()
+    def _put_on(self, wrappers: list[tuple[Layer, LoraLayer]]) -> None:
+        for layer, wrapper in wrappers:
+            self._on.append((layer, wrapper))     # first, so that an interruption finds it
+            setattr(layer.parent, layer.attribute, wrapper)
+
+    def _take_off(self) -> list[tuple[Layer, LoraLayer]]:
+        taken = list(self._on)
+        while self._on:
+            layer = self._on[-1][0]
+            setattr(layer.parent, layer.attribute, layer.module)
+            self._on.pop()
+        return taken
 
     def _wrappers(self, pipe: Any, choices: Sequence[LoraChoice]) -> list[tuple[Layer, LoraLayer]]:
         layers = _layers(pipe) if choices else {}

@@ -219,6 +219,16 @@ def test_whatever_stops_a_drawing_takes_the_lora_off(pipe, plain, files, error):
     assert no_trace(pipe) and same(state(pipe), before) and (draw(pipe) == plain).all()
 
 
+def test_a_callback_that_draws_a_picture_itself_gets_a_plain_one_and_spoils_nothing(pipe, files, plain, with_a):
+    inner = []
+
+    def callback(_, step, *rest):
+        if step == 0:
+            inner.append(draw(pipe))
+    outer = draw(pipe, lora=files / 'a', callback_on_step_end=callback)
+    assert (inner[0] == plain).all() and (outer == with_a).all() and no_trace(pipe)
+
+
 def test_half_precision_falls_back_to_fp32_with_the_lora_on(tiny_folder, files, with_a, plain):
     half = load_pipeline(tiny_folder, device='cpu', dtype='bfloat16')
     calls = []
