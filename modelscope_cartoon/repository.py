@@ -5,7 +5,6 @@ The result was loaded and has drawn its own sample pictures before it gets its n
 """
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from modelscope_cartoon import __version__
 from modelscope_cartoon.card import Card, render
 from modelscope_cartoon.configuration import MODEL_TYPE, PIPELINE_TYPE, PREPROCESSOR_TYPE, TASK
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, OutputError, PublishError
-from modelscope_cartoon.files import write_file
+from modelscope_cartoon.files import write_file, write_json
 from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.hub import local_model
 from modelscope_cartoon.kinds import read_json
@@ -80,12 +79,12 @@ def build_repository(source: str | os.PathLike, target: str | os.PathLike, model
 
 def _finish(folder: Path, drafted: Draft, device: str) -> None:
     """Everything beside the model's own files. What can't draw its samples goes no further."""
-    _write_json(folder / 'configuration.json', _configuration(drafted))
+    write_json(folder / 'configuration.json', _configuration(drafted))
     write_file(folder / 'ms_wrapper.py', _WRAPPER.encode())
     write_file(folder / 'requirements.txt', f'modelscope-cartoon>={__version__}\n'.encode())
     card = draw_samples(folder, drafted.card, device)
     # The card is not in the manifest: edited on the hub, it must not make the model look damaged.
-    _write_json(folder / MANIFEST, {'model_id': card.model_id, 'licence': card.licence, 'revision': card.revision,
+    write_json(folder / MANIFEST, {'model_id': card.model_id, 'licence': card.licence, 'revision': card.revision,
                                     'files': {name: file_sha256(folder / name) for name in _names(folder)}})
     write_file(folder / README, render(card).encode())
 
@@ -140,7 +139,3 @@ def _new(target: str | os.PathLike) -> Path:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_file(path, (json.dumps(value, ensure_ascii=False, indent=2) + '\n').encode())

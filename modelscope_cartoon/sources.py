@@ -4,7 +4,6 @@ Each kind of source is one function: it puts the model's files in place and retu
 """
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from modelscope_cartoon import conversion, mini
 from modelscope_cartoon.card import STABLE_DIFFUSION_2_1, Card
 from modelscope_cartoon.configuration import preprocessor_options
 from modelscope_cartoon.errors import BadConfiguration, InvalidRequest
-from modelscope_cartoon.files import write_file
+from modelscope_cartoon.files import write_json
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.hub import hub_model, local_model
 from modelscope_cartoon.kinds import ADAPTER, MODEL, public_json, public_recipe, read_json, sort_files
@@ -123,11 +122,11 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name == 'model_index.json':
-            _write_json(target / name, _drawing_parts(public_json(source / name)))
+            write_json(target / name, _drawing_parts(public_json(source / name)))
         elif name.endswith('config.json'):
-            _write_json(target / name, public_json(source / name))
+            write_json(target / name, public_json(source / name))
         elif name == 'recipe.json':
-            _write_json(target / name, public_recipe(source / name))
+            write_json(target / name, public_recipe(source / name))
         else:
             shutil.copyfile(source / name, target / name)
 
@@ -137,7 +136,3 @@ def _drawing_parts(index: dict[str, Any]) -> dict[str, Any]:
     parts = {key: [None, None] if isinstance(value, list) and key not in _DIFFUSERS_PARTS else value
              for key, value in index.items()}
     return {**parts, 'requires_safety_checker': False}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_file(path, (json.dumps(value, ensure_ascii=False, indent=2) + '\n').encode())
