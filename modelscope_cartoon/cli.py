@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modelscope_cartoon import __version__
-from modelscope_cartoon.errors import CartoonError
+from modelscope_cartoon.errors import CartoonError, Stopped
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
+    _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
     commands.choices['doctor'].add_argument('--verify', action='store_true', help="check every model's files")
@@ -55,6 +56,11 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--json', action='store_true', help='machine-readable output')
 
 
+def _add_train(train: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.teaching import add_options
+    add_options(train)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The exit code of a parsed command; a user's mistake is one sentence on stderr."""
     _log_to_stderr()
@@ -63,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     except CartoonError as error:
         print(f'modelscope-cartoon: {error}', file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f'modelscope-cartoon: {stopped}', file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print('modelscope-cartoon: interrupted; the pictures named above are saved.', file=sys.stderr)
         return 130
@@ -74,6 +83,9 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.cartoon_command == 'draw':
         from modelscope_cartoon.drawing import draw
         return draw(arguments)
+    if arguments.cartoon_command == 'train':
+        from modelscope_cartoon.teaching import teach
+        return teach(arguments)
     if arguments.cartoon_command == 'doctor':
         from modelscope_cartoon.doctor import report
         return report(arguments.json, arguments.verify)

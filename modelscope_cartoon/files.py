@@ -4,6 +4,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from modelscope_cartoon.errors import OutputError
@@ -30,6 +32,25 @@ def write_file(path: str | Path, data: bytes) -> Path:
         if aside is not None:
             aside.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder to fill with write_file. It becomes `path` when the block ends, and vanishes when the block raises."""
+    aside = path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        _sync_folder(aside)
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f'{path} could not be written ({error.strerror or error}); what was there is untouched. '
+                          'Free some space, or choose another place with --output.') from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
