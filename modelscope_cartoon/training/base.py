@@ -52,8 +52,9 @@ class Base:
         self.prediction = self.pipe.scheduler.config.get('prediction_type', 'epsilon')
         with weights.quiet():
             self.alphas = DDPMScheduler.from_config(self.pipe.scheduler.config).alphas_cumprod
-        self.pipe.to(device)
-        self.pipe.vae.to(torch.float32)
+        with weights.quiet():
+            self.pipe.to(device)
+            self.pipe.vae.to(torch.float32)
         self.pipe.set_progress_bar_config(disable=True)
         for part in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
             part.requires_grad_(False)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,27 @@ def lora_layers(base: Base) -> Layers:
 
 def diffusers_file(base: Base, layers: Layers) -> bytes:
     """With the LoRA's configuration (rank, alpha, targets) in the header, where diffusers and peft look for it."""
-    metadata = {f'{name}_lora_adapter_metadata': getattr(base.pipe, name).peft_config['default'].to_dict()
+    metadata = {f'{name}_lora_adapter_metadata': _in_order(getattr(base.pipe, name).peft_config['default'].to_dict())
                 for name in layers}
     tensors = {f'{name}_lora_layers': part for name, part in layers.items()}
     with tempfile.TemporaryDirectory() as folder:
         StableDiffusionPipeline.save_lora_weights(folder, weight_name=DIFFUSERS_NAME, **tensors, **metadata)
-        return Path(folder, DIFFUSERS_NAME).read_bytes()
+        return _steady(Path(folder, DIFFUSERS_NAME).read_bytes())
+
+
+def _in_order(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Sets as sorted lists, so that the same training gives the same bytes."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in configuration.items()}
+
+
+def _steady(data: bytes) -> bytes:
+    """The same safetensors file with its header's entries in order; safetensors writes them in any."""
+    (length,) = struct.unpack('<Q', data[:8])
+    header = json.loads(data[8:8 + length])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    return struct.pack('<Q', len(text)) + text + data[8 + length:]
 
 
 def kohya_file(base: Base, layers: Layers, title: str) -> bytes:
@@ -57,7 +73,7 @@ def kohya_file(base: Base, layers: Layers, title: str) -> bytes:
             name = {'unet': 'lora_unet_', 'text_encoder': 'lora_te_text_model_'}[part] + module.replace('.', '_')
             tensors[f'{name}.lora_{"down" if end.startswith("A") else "up"}.weight'] = tensor
             tensors[f'{name}.alpha'] = torch.tensor(float(base.recipe.alpha))
-    return save(tensors, header(base, title))
+    return _steady(save(tensors, header(base, title)))
 
 
 def header(base: Base, title: str) -> dict[str, str]:
