@@ -13,6 +13,7 @@ _INDEX = {
     ('PIPELINES', _TASK, 'cartoon-stable-diffusion'): 'modelscope_cartoon.pipeline',
     ('MODELS', _TASK, 'cartoon-stable-diffusion'): 'modelscope_cartoon.model',
     ('PREPROCESSORS', 'multi-modal', 'cartoon-style-prompt'): 'modelscope_cartoon.preprocessor',
+    ('TRAINERS', 'default', 'cartoon-stable-diffusion'): 'modelscope_cartoon.training.trainer',
     ('PIPELINES', _TASK, 'diffusers-stable-diffusion'): 'modelscope_cartoon.legacy',
 }
 _LAZY = {'load_pipeline': 'modelscope_cartoon.pipeline', 'parse_request': 'modelscope_cartoon.request'}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modelscope_cartoon import __version__
-from modelscope_cartoon.errors import CartoonError
+from modelscope_cartoon.errors import CartoonError, Stopped
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
 
@@ -29,6 +29,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
+    _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
     commands.choices['doctor'].add_argument('--verify', action='store_true', help="check every model's files")
@@ -76,6 +77,11 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
     publish.add_argument('--device', help='what draws the sample pictures: gpu, cpu, cuda:1')
 
 
+def _add_train(train: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.teaching import add_options
+    add_options(train)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The exit code of a parsed command; a user's mistake is one sentence on stderr."""
     _log_to_stderr()
@@ -84,6 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     except CartoonError as error:
         print(f'modelscope-cartoon: {error}', file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f'modelscope-cartoon: {stopped}', file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         kept = {'draw': 'the pictures named above are saved.'}.get(arguments.cartoon_command, 'again, it goes on.')
         print(f'modelscope-cartoon: interrupted; {kept}', file=sys.stderr)
@@ -99,6 +108,9 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.cartoon_command == 'publish':
         from modelscope_cartoon.publishing import publish
         return publish(arguments)
+    if arguments.cartoon_command == 'train':
+        from modelscope_cartoon.teaching import teach
+        return teach(arguments)
     if arguments.cartoon_command == 'doctor':
         from modelscope_cartoon.doctor import report
         return report(arguments.json, arguments.verify)

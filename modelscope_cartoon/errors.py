@@ -3,6 +3,7 @@
     CartoonError                 code, exit_code 1
     |-- InvalidRequest           the request can't be drawn as given; exit_code 2
     |-- UnknownOption            a keyword or a name that nobody knows; exit_code 2
+    |-- BadPictures              the pictures to train on can't be used; exit_code 2
     |-- ModelError               a model folder that is missing, damaged or not what it says
     |   |-- BadConfiguration     a JSON file of it can't be used
     |   |-- DamagedWeights       a weight file is broken, incomplete or unsafe
@@ -32,6 +33,11 @@ class InvalidPrompt(InvalidRequest):
 
 class UnknownOption(InvalidRequest):
     code = 'unknown_option'
+
+
+class BadPictures(CartoonError, ValueError):
+    code = 'bad_pictures'
+    exit_code = 2
 
 
 class ModelError(CartoonError):
@@ -68,3 +74,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, outputs: list | None = None):
         super().__init__('interrupted')
         self.outputs = outputs or []
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C during training: the step was finished and saved; the message says how to go on."""

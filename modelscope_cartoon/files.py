@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,25 @@ def write_file(path: str | Path, data: bytes) -> Path:
 
 def write_json(path: str | Path, value: Any) -> Path:
     return write_file(path, (json.dumps(value, ensure_ascii=False, indent=2) + '\n').encode())
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder to fill with write_file. It becomes `path` when the block ends, and vanishes when the block raises."""
+    aside = path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        _sync_folder(aside)
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f'{path} could not be written ({error.strerror or error}); what was there is untouched. '
+                          'Free some space, or choose another place with --output.') from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,59 @@
+"""Defaults by size of the base and method, as data: {setting: (value, where it comes from)}."""
+from __future__ import annotations
+
+from typing import Any
+
+SMALL_UNET = 100_000_000      # parameters; below it the preset is 'small'
+
+_ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    'attention': _ATTENTION,
+    'attention+resnets': (*_ATTENTION, 'proj_in', 'proj_out', 'ff.net.0.proj', 'ff.net.2', 'conv1', 'conv2'),
+}
+_SD, _CHOSEN = 'diffusers 0.42 examples/dreambooth', 'chosen here, on the embedded model'
+
+_STABLE_DIFFUSION: dict[str, tuple[Any, str]] = {
+    'batch_size': (4, _SD + ', --train_batch_size'),
+    'snr_gamma': (5.0, 'Hang et al. 2023, section 3.4'),
+    'prior_share': (0.5, 'Ruiz et al. 2023: as many class pictures as others in a batch'),
+    'prior_count': (100, _SD + ', --num_class_images'),
+    'crops': (1, 'diffusers examples, --center_crop'),
+    'flip': (False, 'diffusers examples, --random_flip (off)'),
+    'sample_every': (250, 'chosen here'),
+}
+_SMALL: dict[str, tuple[Any, str]] = {
+    'batch_size': (12, _CHOSEN), 'snr_gamma': (0.0, 'v-prediction as it is: its weight is SNR + 1 already'),
+    'prior_share': (0.34, _CHOSEN), 'prior_count': (96, _CHOSEN), 'crops': (4, _CHOSEN), 'flip': (True, _CHOSEN),
+    'sample_every': (200, _CHOSEN),
+}
+PRESETS: dict[tuple[str, str], dict[str, tuple[Any, str]]] = {
+    ('stable-diffusion', 'lora'): {
+        **_STABLE_DIFFUSION,
+        'rank': (16, 'between the 4 of diffusers examples and the 32 usual with kohya sd-scripts'),
+        'lora_targets': ('attention', _SD + '/train_dreambooth_lora.py'),
+        'steps': (1000, 'Ruiz et al. 2023, section 4'),
+        'learning_rate': (1e-4, _SD + '/README.md, LoRA'),
+        'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
+    },
+    ('stable-diffusion', 'full'): {
+        **_STABLE_DIFFUSION,
+        'rank': (16, 'not used'), 'lora_targets': ('attention', 'not used'),
+        'steps': (1000, 'Ruiz et al. 2023, section 4'),
+        'learning_rate': (5e-6, 'Ruiz et al. 2023, section 4, for Stable Diffusion'),
+        'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
+    },
+    ('small', 'lora'): {
+        **_SMALL,
+        'rank': (16, _CHOSEN), 'lora_targets': ('attention+resnets', _CHOSEN), 'steps': (800, _CHOSEN),
+        'learning_rate': (1e-3, _CHOSEN), 'prior_target': ('base', _CHOSEN),
+    },
+    ('small', 'full'): {
+        **_SMALL,
+        'rank': (16, 'not used'), 'lora_targets': ('attention', 'not used'), 'steps': (800, _CHOSEN),
+        'learning_rate': (1e-4, _CHOSEN), 'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
+    },
+}
+
+
+def preset_of(unet_parameters: int) -> str:
+    return 'small' if unet_parameters < SMALL_UNET else 'stable-diffusion'
