@@ -17,7 +17,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['modelscope_cartoon', 'modelscope_cartoon.*']),
-    package_data={'modelscope_cartoon': ['configuration.json', 'styles/*.json', 'cards/*', 'mini/base/**/*',
+    package_data={'modelscope_cartoon': ['configuration.json', 'styles/*.json', 'publish/cards/*', 'mini/base/**/*',
                                          'mini/base/*']},
     install_requires=[
         'modelscope[framework]>=1.40',

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modelscope_cartoon.card import LANGUAGES, Card, Sample, _texts, render, snippet, style_card
+from modelscope_cartoon.publish.card import LANGUAGES, Card, Sample, _texts, render, snippet, style_card
 from modelscope_cartoon.styles import get_style, styles
 
 CARDS = Path(__file__).parent.parent / 'docs' / 'model_cards'

@@ -10,14 +10,14 @@ from adapters import build_adapter
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from modelscope_cartoon.conversion import ADAPTER_FILE, merge
 from modelscope_cartoon.errors import DamagedWeights, ModelError
-from modelscope_cartoon.repository import build_repository
+from modelscope_cartoon.publish.conversion import ADAPTER_FILE, merge
+from modelscope_cartoon.publish.repository import build_repository
 
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr('modelscope_cartoon.samples.STEPS', 2)
+    monkeypatch.setattr('modelscope_cartoon.publish.samples.STEPS', 2)
 
 
 @pytest.fixture(scope='module')

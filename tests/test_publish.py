@@ -46,8 +46,8 @@ def user(hub, client):
 
 def publish(folder: Path, *arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command, with short samples."""
-    from modelscope_cartoon import samples
     from modelscope_cartoon.cli import main
+    from modelscope_cartoon.publish import samples
     samples.STEPS = 2
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
@@ -159,9 +159,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(tiny_folder, capsys, arguments, w
 
 
 def test_what_was_built_for_another_place_is_not_uploaded_as_it_is(legacy, tmp_path, monkeypatch):
-    from modelscope_cartoon import publish as publisher
     from modelscope_cartoon.errors import InvalidRequest
-    monkeypatch.setattr('modelscope_cartoon.samples.STEPS', 2)
+    from modelscope_cartoon.publish import upload as publisher
+    monkeypatch.setattr('modelscope_cartoon.publish.samples.STEPS', 2)
     publication = publisher.publish(legacy, FLAT, output=tmp_path / 'built', dry_run=True, device='cpu')
     assert publication.sent is None and publication.repository.licence == 'Apache-2.0'
     with pytest.raises(InvalidRequest, match=f'was built for {FLAT}'):

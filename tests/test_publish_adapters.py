@@ -39,8 +39,8 @@ def test_an_adapter_is_published_with_its_base_named_and_the_snippet_draws_with_
 
 def test_a_merged_adapter_keeps_its_trigger(tiny_folder, tmp_path, monkeypatch):
     from modelscope_cartoon import load_pipeline
-    from modelscope_cartoon.repository import build_repository
-    monkeypatch.setattr('modelscope_cartoon.samples.STEPS', 2)
+    from modelscope_cartoon.publish.repository import build_repository
+    monkeypatch.setattr('modelscope_cartoon.publish.samples.STEPS', 2)
     adapter = build_adapter(tmp_path / 'adapter', tiny_folder, str(tiny_folder), {'trigger': 'ink style'})
     repository = build_repository(adapter, tmp_path / 'out', ADAPTER, licence='MIT')
     assert "'ink style, a portrait" in Path(repository.folder, 'README.md').read_text(encoding='utf-8')

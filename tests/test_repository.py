@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, PublishError
-from modelscope_cartoon.repository import build_repository, read_repository
+from modelscope_cartoon.publish.repository import build_repository, read_repository
 
 FLAT = 'damo/cv_cartoon_stable_diffusion_flat'
 MODEL_FILES = {'model_index.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'vae/config.json',
@@ -26,7 +26,7 @@ WRITTEN = {'README.md', 'configuration.json', 'ms_wrapper.py', 'requirements.txt
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr('modelscope_cartoon.samples.STEPS', 2)
+    monkeypatch.setattr('modelscope_cartoon.publish.samples.STEPS', 2)
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def legacy(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def built(legacy, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('modelscope_cartoon.samples.STEPS', 2)
+        patch.setattr('modelscope_cartoon.publish.samples.STEPS', 2)
         return build_repository(legacy, tmp_path_factory.mktemp('built') / 'flat', FLAT, revision='v1.0.0')
 
 

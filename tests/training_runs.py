@@ -39,7 +39,8 @@ def train(pictures: Path, base: Path, output: Path, **settings: Any) -> Path:
 
 def train_and_die(pictures: Path, base: Path, output: Path, at: str, **settings: Any) -> None:
     """kill -9 in the middle of a step, of a checkpoint, or of the finished model's files."""
-    from modelscope_cartoon.training import checkpoint, loop, output as finished
+    from modelscope_cartoon.training import checkpoint, loop
+    from modelscope_cartoon.training import output as finished
 
     def deadly(function: Any, call: int) -> Any:
         calls = iter(range(1000))

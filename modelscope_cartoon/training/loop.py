@@ -75,7 +75,7 @@ class Loop:
                 if stop:
                     raise Stopped(f'stopped after step {self.step} of {steps}, which is saved; the same command with '
                                   '--resume goes on from there.')
-                if self.recipe.sample_every and self.step % self.recipe.sample_every == 0 or self.step == steps:
+                if (self.recipe.sample_every and self.step % self.recipe.sample_every == 0) or self.step == steps:
                     self._sample(every_so_often)
 
     def _sample(self, every_so_often: Callable[[int], None]) -> None:

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelscope_cartoon import conversion, mini
-from modelscope_cartoon.card import STABLE_DIFFUSION_2_1, Card
+from modelscope_cartoon import mini
 from modelscope_cartoon.configuration import preprocessor_options
 from modelscope_cartoon.errors import BadConfiguration, InvalidRequest
 from modelscope_cartoon.files import write_json
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.hub import hub_model, local_model
-from modelscope_cartoon.kinds import ADAPTER, MODEL, public_json, public_recipe, read_json, sort_files
+from modelscope_cartoon.publish import conversion
+from modelscope_cartoon.publish.card import STABLE_DIFFUSION_2_1, Card
+from modelscope_cartoon.publish.kinds import ADAPTER, MODEL, public_json, public_recipe, read_json, sort_files
 from modelscope_cartoon.styles import get_style, style_of_path, styles
 
 _DIFFUSERS_PARTS = ('unet', 'vae', 'text_encoder', 'tokenizer', 'scheduler')

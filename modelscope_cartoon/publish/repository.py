@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelscope_cartoon import __version__
-from modelscope_cartoon.card import Card, render
 from modelscope_cartoon.configuration import MODEL_TYPE, PIPELINE_TYPE, PREPROCESSOR_TYPE, TASK
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, OutputError, PublishError
 from modelscope_cartoon.files import write_file, write_json
 from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.hub import local_model
-from modelscope_cartoon.kinds import read_json
-from modelscope_cartoon.samples import draw_samples
-from modelscope_cartoon.sources import Draft, draft
+from modelscope_cartoon.publish.card import Card, render
+from modelscope_cartoon.publish.kinds import read_json
+from modelscope_cartoon.publish.samples import draw_samples
+from modelscope_cartoon.publish.sources import Draft, draft
 from modelscope_cartoon.styles import get_style
 
 README, MANIFEST = 'README.md', 'manifest.json'
@@ -100,7 +100,7 @@ def model_id_of(folder: str | os.PathLike) -> str | None:
     """What a built folder was built for; None for any other."""
     manifest = Path(folder, MANIFEST)
     told = read_json(manifest) if manifest.is_file() else {}
-    return told.get('model_id') if _TOLD <= set(told) else None
+    return told.get('model_id') if set(told) >= _TOLD else None
 
 
 def read_repository(folder: str | os.PathLike) -> Repository:

@@ -19,7 +19,7 @@ from modelscope_cartoon.errors import InvalidRequest, PublishError
 from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.log import logger
 from modelscope_cartoon.names import look_up
-from modelscope_cartoon.repository import (
+from modelscope_cartoon.publish.repository import (
     Repository,
     build_repository,
     check_model_id,

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from modelscope_cartoon.card import Card, Sample
 from modelscope_cartoon.errors import PublishError
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import get_format
 from modelscope_cartoon.pipeline import CartoonPipeline, load_pipeline
+from modelscope_cartoon.publish.card import Card, Sample
 
 FOLDER = 'description'
 STEPS, SEED = 25, 7
