@@ -34,7 +34,7 @@ def gradients(lab: Array) -> tuple[Array, Array]:
 
 
 def oriented(lab: Array, cells: int, bins: int = 9) -> Array:
-    """Histograms of oriented gradients (Dalal and Triggs 2005): cells x cells x bins, each cell against its neighbours."""
+    """Histograms of oriented gradients (Dalal and Triggs 2005), cells x cells x bins, each against its neighbours."""
     strength, angle = gradients(lab)
     place = angle / np.pi * bins
     near = np.stack([np.clip(1 - np.abs((place - b + bins / 2) % bins - bins / 2), 0, 1) for b in range(bins)], 2)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def true_of(asks: Sequence[Ask], labels: dict[str, Array]) -> Iterator[tuple[str
     yield 'held-out noun and background, both', right([headline, 'background'], ['held_out_nouns'])
     faces = {name: right([name], FACES) for name in (*ATTRIBUTES, 'background')}
     yield from ((f'portrait: {name}', truth) for name, truth in faces.items())
-    yield 'attributes of portraits, all', sum(faces.values(), [])
+    yield 'attributes of portraits, all', list(chain.from_iterable(faces.values()))
     yield 'trained hair and clothes, both', right(['hair', 'clothes'], ['portraits'])
     yield 'held-out hair and clothes, both', right(['hair', 'clothes'], ['held_out_portraits'])
     styled = [(ask.look, labels['style'][i] == ask.look) for i, ask in enumerate(asks) if ask.group in STYLED]

@@ -59,7 +59,8 @@ def ground(picture: Array) -> Array:
     depths = ((0, 4), (5, 10), (11, 18), (19, 26))
     upper = lab.copy()
     upper[len(lab) // 2:] = np.nan
-    numbers = [np.median(ring(lab, a, b), 0) for a, b in depths] + [np.nanmedian(ring(upper, a, b), 0) for a, b in depths]
+    numbers = [np.median(ring(lab, a, b), 0) for a, b in depths]
+    numbers += [np.nanmedian(ring(upper, a, b), 0) for a, b in depths]
     numbers += [np.median(lab[14:26, part], (0, 1)) for part in (slice(12, 26), slice(-26, -12))]
     return np.concatenate(numbers).astype(np.float32)
 

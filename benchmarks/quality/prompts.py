@@ -16,9 +16,10 @@ from mini_training.subjects import AGES, ICON_OF, ICON_SETS, LOOKS, NOUNS, ROLES
 Job = dict[str, Any] | None
 CONCEPTS = (*NOUNS, *ROLES, *AGES, 'woman', 'man')
 # None of these frames is a template of mini_training.captions, though each of their words is in it.
-NOUN_FRAMES = ('a picture of {a} on {ground}', 'a drawing of {a} on {ground}', 'a beautiful {noun}, {colour} background',
-               'a cute {noun} on {ground}')
-PORTRAIT_FRAMES = ('a drawing of {a} on {ground}', 'a picture of {a} on {ground}', 'cartoon portrait of {a} on {ground}')
+NOUN_FRAMES = ('a picture of {a} on {ground}', 'a drawing of {a} on {ground}', 'a cute {noun} on {ground}',
+               'a beautiful {noun}, {colour} background')
+PORTRAIT_FRAMES = ('a drawing of {a} on {ground}', 'a picture of {a} on {ground}',
+                   'cartoon portrait of {a} on {ground}')
 EXTRAS = {'glasses': 'glasses', 'beard': 'a beard', 'hat': 'a hat'}
 
 
@@ -127,7 +128,8 @@ def portrait_ask(chooser: Chooser, style: str, seed: int, extra: str = '', kept_
     wanted |= {'skin': rng.choice(tuple(SKIN))} if rng.random() < 0.6 else {}
     wanted |= {'mood': rng.choice(('smiling', 'sad'))} if rng.random() < 0.6 else {}
     wanted |= {extra: True} if extra else {}
-    return person_ask(chooser, style, seed, 'man' if extra in ('beard', 'hat') else rng.choice(('woman', 'man')), wanted)
+    who = 'man' if extra in ('beard', 'hat') else rng.choice(('woman', 'man'))
+    return person_ask(chooser, style, seed, who, wanted)
 
 
 def person_ask(chooser: Chooser, style: str, seed: int, who: str, wanted: dict[str, Any]) -> Ask:

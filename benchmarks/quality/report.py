@@ -43,10 +43,9 @@ def sheet(asks: Sequence[Ask], drawn: Pictures) -> Image.Image:
 
 
 def neighbours(asks: Sequence[Ask], drawn: Pictures, training: Training) -> Image.Image:
-    """Of each row of the sheet one picture (the style moves on by one), with the three training pictures nearest to it."""
+    """One picture of each row of the sheet, a style further each time, with its three nearest training pictures."""
     places = [i for i, ask in enumerate(asks) if ask.group == 'sheet']
-    places = [row[n % len(row)] for n, row in enumerate(places[i:i + len(LOOKS)]
-                                                        for i in range(0, len(places), len(LOOKS)))]
+    places = [places[row + row // len(LOOKS) % len(LOOKS)] for row in range(0, len(places), len(LOOKS))]
     apart, order = training.nearest(drawn[places], 3)
     rows = [(f'{asks[i].style}, {asks[i].text}: {", ".join(f"{d:.3f}" for d in some)}',
              [drawn[i], *(training.pictures[n] for n in numbers)])

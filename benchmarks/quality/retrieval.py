@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class Gallery:
         self.looks = np.array([row['look'] for row, _ in rows])
         self.grounds = np.array([row['colour'] for row, _ in rows])
         self.pictures = kept(folder, 'gallery', rows, lambda: render(npm, rows, FRESH))
-        self.vectors = {name: kept(folder, f'gallery {name}', rows, lambda: embed(self.pictures), embeddings)
+        self.vectors = {name: kept(folder, f'gallery {name}', rows, partial(embed, self.pictures), embeddings)
                         for name, embed in EMBEDDINGS.items()}
 
     def nearest(self, name: str, pictures: Pictures, looks: Array) -> dict[str, Array]:

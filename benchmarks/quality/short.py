@@ -15,8 +15,9 @@ from benchmarks.quality.embeddings import Array, distances, hog_lab, mirrored, p
 from benchmarks.quality.measures import border_colour, manner
 
 # Each with a ground that training drew it on.
-TEN = {'apple': 'green', 'hamburger': 'blue', 'sunflower': 'purple', 'cat': 'yellow', 'fox': 'pink', 'rocket': 'gray',
-       'house': 'orange', 'star': 'blue', 'heart': 'white', 'panda': 'red'}
+TEN = {'an apple': 'a green', 'a hamburger': 'a blue', 'a sunflower': 'a purple', 'a cat': 'a yellow',
+       'a fox': 'a pink', 'a rocket': 'a gray', 'a house': 'an orange', 'a star': 'a blue', 'a heart': 'a white',
+       'a panda': 'a red'}
 LOOK, OTHER_LOOK = 'flat', 'illustration'
 SETTINGS = {'num_inference_steps': 20, 'guidance_scale': 5.0, 'output_type': 'rgb'}
 CELLS = 8
@@ -30,8 +31,8 @@ MARGIN_WORDS = {'concept': 'two pictures of ten', 'background': 'two pictures of
 
 def requests() -> list[dict[str, Any]]:
     """Ten concepts in one style, three of them in another, two more seeds of the first, and no words at all."""
-    ten = [{'text': f'a picture of {"an" if word[0] in "a" else "a"} {word} on {"an" if ground[0] in "o" else "a"} '
-                    f'{ground} background', 'style': LOOK, 'seed': seed} for seed, (word, ground) in enumerate(TEN.items())]
+    texts = [f'a picture of {word} on {ground} background' for word, ground in TEN.items()]
+    ten = [{'text': text, 'style': LOOK, 'seed': seed} for seed, text in enumerate(texts)]
     others = [request | {'style': OTHER_LOOK} for request in ten[:3]]
     seeds = [ten[0] | {'seed': seed} for seed in (101, 102)]
     return ten + others + seeds + [{'text': '', 'seed': 0}]
@@ -44,18 +45,19 @@ def draw(pipe: Any) -> Array:
 
 def measure(pictures: Array, reference: Any) -> dict[str, float]:
     """The short figures of sixteen pictures in the order of requests()."""
-    ten, seeds = pictures[:10], pictures[[0, 13, 14]]
+    ten = pictures[:10]
     apart = np.minimum(*(distances(vectors(some), reference['concepts'].astype(np.float32))
                          for some in (ten, mirrored(ten))))
     borders = distances(np.stack([border_colour(p) for p in ten]), reference['grounds'].astype(np.float32))
     colours = [str(name) for name in reference['colours']]
     styles = style_of(pictures[:13], reference)
     points = np.stack([pixels(picture) for picture in pictures])
-    between = distances(points[[0, 13, 14]], points[[0, 13, 14]])
+    seeds = points[[0, 13, 14]]
+    grounds = [ground.split()[1] for ground in TEN.values()]
     return {'concept': float((apart.argmin(1) == np.arange(10)).mean()),
-            'background': float(np.mean([colours[i] == c for i, c in zip(borders.argmin(1), TEN.values())])),
+            'background': float(np.mean([colours[i] == ground for i, ground in zip(borders.argmin(1), grounds)])),
             'style': float(np.mean(styles == np.array([LOOK] * 10 + [OTHER_LOOK] * 3))),
-            'seeds apart': float(between[np.triu_indices(len(seeds), 1)].min()),
+            'seeds apart': float(distances(seeds, seeds)[np.triu_indices(3, 1)].min()),
             'prompt apart': float(distances(points[:1], points[15:])[0, 0])}
 
 
@@ -65,20 +67,21 @@ def vectors(pictures: Array) -> Array:
 
 def style_of(pictures: Array, reference: Any) -> Array:
     """The stored five-way classifier's answer."""
-    numbers = (np.stack([manner(picture) for picture in pictures]) - reference['style_mean']) / reference['style_spread']
-    scores = np.clip(numbers, -6, 6) @ reference['style_weights'].T + reference['style_bias']
-    return np.array(reference['looks'])[scores.argmax(1)]
+    numbers = np.stack([manner(picture) for picture in pictures]) - reference['style_mean']
+    scores = np.clip(numbers / reference['style_spread'], -6, 6) @ reference['style_weights'].T
+    return np.array(reference['looks'])[(scores + reference['style_bias']).argmax(1)]
 
 
 def make_reference(judge: Any) -> dict[str, Array]:
     """Mean vectors of ten concepts and of nine grounds in LOOK, and the style classifier: some 20 kB."""
     gallery, style = judge.gallery, judge.style
     own = gallery.looks == LOOK
-    concepts = [vectors(gallery.pictures[own & (gallery.concepts == word)]).mean(0) for word in TEN]
-    grounds = {colour: np.median([border_colour(p) for p in gallery.pictures[own & (gallery.grounds == colour)][:40]], 0)
-               for colour in dict.fromkeys(gallery.grounds[own])}
-    return {'concepts': np.stack(concepts).astype(np.float16), 'grounds': np.stack(list(grounds.values())).astype(np.float16),
-            'colours': np.array(list(grounds)), 'looks': np.array(style.classes),
+    shown = [gallery.pictures[own & (gallery.concepts == word.split()[1])] for word in TEN]
+    colours = list(dict.fromkeys(gallery.grounds[own]))
+    behind = [gallery.pictures[own & (gallery.grounds == colour)][:40] for colour in colours]
+    return {'concepts': np.stack([vectors(some).mean(0) for some in shown]).astype(np.float16),
+            'grounds': np.stack([np.median([border_colour(p) for p in some], 0) for some in behind]).astype(np.float16),
+            'colours': np.array(colours), 'looks': np.array(style.classes),
             'style_mean': style.mean.astype(np.float32), 'style_spread': style.spread.astype(np.float32),
             'style_weights': style.net.weight.detach().numpy().astype(np.float32),
             'style_bias': style.net.bias.detach().numpy().astype(np.float32)}
