@@ -31,7 +31,7 @@ class Judge:
         self.gallery = Gallery(npm, folder, grounds=2 if quick else len(COLOURS))
         self._npm, self._folder, self._vae, self._vae_key = npm, folder, vae, vae_key
         self._learn_manner(400 if quick else 1500)
-        rows, pictures = self._taught('portraits', portrait_rows(800 if quick else 3000), PORTRAITS)
+        rows, pictures = self._taught('portraits', portrait_rows(800 if quick else 4000), PORTRAITS)
         self.attributes = learn_attributes(pictures, rows, epochs=6 if quick else 12)
 
     def _taught(self, name: str, sampled: list, first: int) -> tuple[list, Pictures]:
