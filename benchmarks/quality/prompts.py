@@ -119,10 +119,10 @@ def in_frame(frames: Sequence[str], noun: str, colour: str, rng: random.Random) 
 
 
 def portrait_ask(chooser: Chooser, style: str, seed: int, extra: str = '', kept_out: bool = False) -> Ask:
-    """A person with hair and clothes of a colour, often a skin tone, a mood, and one of EXTRAS."""
+    """A person with hair and clothes of a colour, often a skin tone and a mood, and one of EXTRAS."""
     rng = chooser.rng
     if extra == 'hat' and 'personas' not in HANDS_OF_LOOK[style]:     # the only hand with hats
-        extra = ''
+        extra = 'glasses'
     hair, clothes = chooser.pair(kept_out)
     wanted: dict[str, Any] = {'clothes': clothes} if extra == 'hat' else {'hair': hair, 'clothes': clothes}
     wanted |= {'skin': rng.choice(tuple(SKIN))} if rng.random() < 0.6 else {}
@@ -147,9 +147,9 @@ def person_ask(chooser: Chooser, style: str, seed: int, who: str, wanted: dict[s
 
 def all_asks(pictures: int) -> list[Ask]:
     """The evaluation, about `pictures` of them. Groups are scaled alike, each takes its prompts in a fixed order."""
-    scale = pictures / 680
+    scale = pictures / 700
     return [*concepts('concepts', round(165 * scale)), *with_look_words(round(60 * scale)),
-            *held_out_nouns(round(60 * scale)), *portraits('portraits', round(95 * scale)),
+            *held_out_nouns(round(60 * scale)), *portraits('portraits', round(115 * scale)),
             *portraits('held_out_portraits', round(60 * scale), kept_out=True),
             *untriggered(round(60 * scale)), *seeds(max(2, round(8 * scale))), *sheet(max(2, round(12 * scale)))]
 
@@ -178,7 +178,7 @@ def held_out_nouns(count: int) -> list[Ask]:
 
 def portraits(group: str, count: int, kept_out: bool = False) -> list[Ask]:
     chooser, looks = Chooser(group), tuple(LOOKS)
-    extras = ('', '') if kept_out else ('glasses', 'beard', 'hat', '')
+    extras = ('glasses', 'beard') if kept_out else ('glasses', 'beard', 'hat')     # a hat hides the hair
     return [portrait_ask(chooser, looks[i % len(looks)], i, extras[i // len(looks) % len(extras)], kept_out)
             for i in range(count)]
 
