@@ -144,7 +144,8 @@ def show(result: dict[str, Any], sizes: list[int]) -> None:
             rows.append((f'{size} px, {title}, {"GiB" if key == "peak_gib" else "s"}', values))
     print(f'\n{"":36}{"ours":>10}{"upstream":>10}{"ratio":>8}   ({", ".join(result[s]["dtype"] for s in SIDES)})')
     for title, values in rows:
-        print(f'{title:36}{values["ours"]:>10.2f}{values["upstream"]:>10.2f}{values["upstream"] / values["ours"]:>8.2f}')
+        ours, upstream = values['ours'], values['upstream']
+        print(f'{title:36}{ours:>10.2f}{upstream:>10.2f}{upstream / ours:>8.2f}')
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The doctor command: versions, devices, models on this machine, what would be slow, what is missing and how to get it."""
+"""The doctor command: versions, devices, models on this machine, what would be slow or is missing, how to get it."""
 from __future__ import annotations
 
 import importlib.metadata

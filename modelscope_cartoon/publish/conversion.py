@@ -97,4 +97,5 @@ def _save(module: torch.nn.Module, files: WeightFiles, target: Path) -> None:
 
 def _pairs(lora: Path) -> int:
     with safe_open(lora, 'pt') as file:
-        return sum(any(part in key for part in ('lora_A', 'lora.down', 'lora_down')) for key in file.keys())
+        names = list(file.keys())
+    return sum(any(part in name for part in ('lora_A', 'lora.down', 'lora_down')) for name in names)
