@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
              'files', 'configuration', 'mini'}
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory'}
-HOST = {'hub', 'pipeline', 'legacy'}
-FRONTS = {'cli', 'drawing', 'doctor'}
+HOST = {'hub', 'pipeline', 'legacy', 'training'}
+FRONTS = {'cli', 'drawing', 'doctor', 'teaching'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')

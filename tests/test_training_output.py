@@ -132,6 +132,14 @@ def test_a_full_fine_tune_is_a_model_folder_of_its_own(inputs, tmp_path):
     assert 'base_model' not in json.loads((output / 'configuration.json').read_text())['model']
 
 
+@pytest.mark.parametrize('method', ['lora', 'full'])
+def test_it_trains_in_bfloat16_with_gradient_checkpointing(inputs, tmp_path, method):
+    output = runs.train(*inputs, tmp_path / method, method=method, precision='bfloat16', gradient_checkpointing=True,
+                        train_text_encoder=True, prior_target='picture', sample_every=2, steps=2)
+    assert json.loads((output / 'recipe.json').read_text())['precision'] == 'torch.bfloat16'
+    assert Image.open(output / 'samples' / 'step-000002.png').getextrema() != ((0, 0),) * 3
+
+
 def test_the_prior_keeps_prompts_without_the_trigger(inputs, tmp_path):
     """Without the trigger the picture moves less when the base's own predictions are trained on beside the style."""
     def moved(output: Path) -> float:
@@ -176,7 +184,8 @@ def test_plan_says_steps_memory_and_time_and_writes_nothing(inputs, tmp_path, ca
 
 @pytest.mark.parametrize('more, said', [
     (['--rank', '0'], 'rank is 0'), (['--lora-targets', 'everything'], 'accepted: attention'),
-    (['--recipe', 'nowhere.json'], 'no recipe'), (['--trackers', 'tensorbord'], "did you mean 'tensorboard'")])
+    (['--recipe', 'nowhere.json'], 'no recipe'), (['--trackers', 'tensorbord'], "did you mean 'tensorboard'"),
+    (['--precision', 'float16', '--device', 'cpu'], 'needs a GPU')])
 def test_what_cannot_be_trained_is_one_sentence_and_exit_code_2(inputs, tmp_path, capsys, more, said):
     assert main(['train', str(inputs[0]), '--base', str(inputs[1]), '-o', str(tmp_path / 'out'), *more]) == 2
     assert said in capsys.readouterr().err
