@@ -58,7 +58,7 @@ def test_diffusers_own_loader_reads_the_lora_and_it_changes_the_picture(inputs, 
     loaded |= {f'text_encoder.{k}': v for k, v in pipe.text_encoder.state_dict().items() if '.lora_' in k}
     stored = load_file(trained / LORA)
     assert {k.replace('.default_0', ''): v for k, v in loaded.items()}.keys() == stored.keys()
-    scales = {layer.scaling['default_0'] for layer in pipe.unet.modules() if hasattr(layer, 'scaling') and layer.scaling}
+    scales = {layer.scaling['default_0'] for layer in pipe.unet.modules() if getattr(layer, 'scaling', None)}
     assert scales == {2.0}
 
 
@@ -108,7 +108,8 @@ def test_the_folder_has_configuration_card_recipe_samples_and_digests(inputs, tr
     card = (trained / 'README.md').read_text()
     assert card.startswith('---\n') and 'base_model_relation: adapter' in card and len(card) > 200
     manifest = json.loads((trained / 'manifest.json').read_text())['files']
-    there = {p.relative_to(trained).as_posix() for p in trained.rglob('*') if p.is_file() and '.training' not in p.parts}
+    there = {p.relative_to(trained).as_posix() for p in trained.rglob('*')
+             if p.is_file() and '.training' not in p.parts}
     assert set(manifest) == there - {'manifest.json'}
     assert all(file_sha256(trained / name) == digest for name, digest in manifest.items())
     assert {'samples/sheet.png', 'samples/step-000000.png', 'samples/step-000005.png', 'loss.png'} <= set(manifest)
