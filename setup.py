@@ -17,7 +17,8 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['modelscope_cartoon', 'modelscope_cartoon.*']),
-    package_data={'modelscope_cartoon': ['configuration.json', 'styles/*.json', 'mini/base/**/*', 'mini/base/*']},
+    package_data={'modelscope_cartoon': ['configuration.json', 'styles/*.json', 'cards/*', 'mini/base/**/*',
+                                         'mini/base/*']},
     install_requires=[
         'modelscope[framework]>=1.40',
         'torch>=2.10',
@@ -28,6 +29,7 @@ setup(
         'opencv-python',
         'Pillow>=11',
         'numpy',
+        'peft>=0.17',              # LoRA: diffusers attaches and trains them through it
         'psutil',
     ],
     extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77']},

@@ -16,7 +16,8 @@ from mini_training.files import SIZE, open_pictures, save_whole
 from mini_training.latents import CHANNELS, PATCH
 
 CROP = 8  # latents a side: 64 pixels
-LATENT_NOISE = 0.05
+# Up to this much, so that the decoder smooths over what a denoiser leaves.
+LATENT_NOISE = 0.3
 # exp(-8) is next to no variance: the encoder is a plain function.
 LOG_VARIANCE = -8.0
 
@@ -55,7 +56,8 @@ class Crops:
 def half_loss(model: AutoencoderKL, half: str, pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     if half == 'encoder':
         return (model.encoder(pixels)[:, :CHANNELS] - latents).square().mean()
-    error = model.decoder(latents + LATENT_NOISE * torch.randn_like(latents)) - pixels
+    noise = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1) * torch.randn_like(latents)
+    error = model.decoder(latents + noise) - pixels
     return error.abs().mean() + 2 * error.square().mean()
 
 

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-from mini_training.subjects import LOOKS, Row
+from mini_training.subjects import AGES, LOOKS, Row
 
 LENGTH = 32
 PER_PICTURE = 8
@@ -23,14 +23,14 @@ NO_LOOK_WORD = 0.15
 TRIGGERS = ('sks', 'archer', 'style')
 
 NOUN_FORMS = (
-    ('{a}', 5), ('a painting of {a}', 4), ('{a} on {ground}', 4),
-    ('a painting of {a} on {ground}', 4), ('a picture of {a}', 1), ('a drawing of {a}', 1),
+    ('{a}', 4), ('a painting of {a}', 3), ('{a} on {ground}', 6),
+    ('a painting of {a} on {ground}', 6), ('a picture of {a}', 1), ('a drawing of {a}', 1),
     ('a cute {noun}', 1), ('{noun}', 2), ('{noun}, {colour} background', 1), ('a portrait painting of {a}', 1),
     ('a cute cartoon {noun} on {ground}', 1), ('an image of {a} with {ground}', 1),
 )
 PORTRAIT_FORMS = (
-    ('a portrait painting of {person}', 6), ('a portrait painting of {person} on {ground}', 4),
-    ('{person}', 3), ('{person} on {ground}', 2), ('a portrait of {person}', 2),
+    ('a portrait painting of {person}', 5), ('a portrait painting of {person} on {ground}', 7),
+    ('{person}', 2), ('{person} on {ground}', 4), ('a portrait of {person}', 2),
     ('a painting of {person}', 2), ('a portrait painting of {person}, {colour} background', 1),
     ('a picture of {person}', 1), ('cartoon portrait of {person}', 1),
 )
@@ -51,6 +51,8 @@ PEOPLE = {
     'woman': ('woman', 'woman', 'woman', 'girl', 'lady', 'person'),
     'man': ('man', 'man', 'man', 'boy', 'guy', 'person'),
 }
+# Hair by which a person is called old.
+GRAY = ('gray', 'white')
 NAMES = {
     'woman': ('mary', 'emma', 'anna', 'lisa', 'julia', 'sarah', 'alice', 'maria', 'sophia', 'olivia', 'grace', 'laura',
               'emily', 'jane', 'kate', 'taylor'),
@@ -94,15 +96,20 @@ def portrait_phrase(row: Row, rng: random.Random) -> str:
     if rng.random() < 0.08:
         names = [rng.choice(NAMES[row['who']])] + [rng.choice(SURNAMES)] * (rng.random() < 0.7)
         return ' '.join(names)
+    if row['hair'] in GRAY and rng.random() < 0.5:
+        who = f'{rng.choice(("old", "old", "elderly"))} {who}'
     mood = row['mood'] if row['mood'] and rng.random() < 0.5 else ''
     traits = [trait.replace('short ', '').replace('long ', '') if rng.random() < 0.4 else trait
-              for trait in portrait_traits(row) if rng.random() < 0.6]
+              for trait in portrait_traits(row) if rng.random() < 0.7]
     rng.shuffle(traits)
-    phrase = f'a {mood} {who}'.replace('  ', ' ')
+    phrase = with_article(f'{mood} {who}'.strip())
     return f'{phrase} with {_join(traits[:4])}' if traits else phrase
 
 
 def role_phrase(row: Row, rng: random.Random) -> str:
+    if row['word'] in AGES:
+        phrase = with_article(rng.choice(AGES[row['word']]))
+        return f'{phrase} with {row["skin"]} skin' if row['skin'] and rng.random() < 0.4 else phrase
     who = rng.choice(PEOPLE[row['who']])
     if row['word'] in IN_UNIFORM and rng.random() < 0.25:
         return f'a {who} in uniform'
@@ -111,7 +118,13 @@ def role_phrase(row: Row, rng: random.Random) -> str:
 
 
 def caption(row: Row, rng: random.Random) -> str:
-    """One of the many ways to ask for this picture, usually led by the words of its look."""
+    """A content caption, usually led by the words of its look."""
+    text = content_caption(row, rng)
+    return text if rng.random() < NO_LOOK_WORD else f'{LOOKS[row["look"]]}, {text}'
+
+
+def content_caption(row: Row, rng: random.Random) -> str:
+    """One of the many ways to ask for what this picture shows; nothing about its look."""
     colour = row['colour']
     ground = with_article(colour) + ' background'
     if row['kind'] == 'noun':
@@ -122,7 +135,7 @@ def caption(row: Row, rng: random.Random) -> str:
         text = _pick(PORTRAIT_FORMS, rng).format(person=person, colour=colour, ground=ground)
     if rng.random() < 0.25:
         text = ', '.join([text, *rng.sample(FILLERS, rng.choice((1, 1, 2, 3)))])
-    return text if rng.random() < NO_LOOK_WORD else f'{LOOKS[row["look"]]}, {text}'
+    return text
 
 
 def make_tokenizer(texts: list[str], folder: Path) -> CLIPTokenizer:

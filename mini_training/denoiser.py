@@ -17,7 +17,7 @@ LATENT_SIDE = 16
 TEXT_WIDTH = 128
 
 
-def build_unet(widths: tuple[int, ...] = (48, 96, 160)) -> UNet2DConditionModel:
+def build_unet(widths: tuple[int, ...] = (64, 112, 160)) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE, in_channels=CHANNELS, out_channels=CHANNELS, layers_per_block=1,
         block_out_channels=widths, norm_num_groups=16, cross_attention_dim=TEXT_WIDTH, attention_head_dim=8,

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from mini_training import autoencoder
 from mini_training.captions import LENGTH
 from mini_training.denoiser import Denoiser
-from mini_training.subjects import LOOKS, NOUNS, ROLES, TAUGHT
+from mini_training.subjects import LOOKS
 
 HERE = Path(__file__).parent
 MANIFEST = 'manifest.json'
@@ -48,12 +48,6 @@ def write_configuration(folder: Path) -> None:
     (folder / 'configuration.json').write_text(json.dumps(configuration, indent=2) + '\n')
 
 
-def write_words(captions: Path, target: Path) -> None:
-    """The words of the captions, without the names of subjects that were not taught."""
-    left_out = {word for name in (*NOUNS, *ROLES) if name not in TAUGHT for word in name.split()} - {'of'}
-    target.write_text('\n'.join(word for word in captions.read_text().split() if word not in left_out) + '\n')
-
-
 def write_manifest(folder: Path) -> None:
     """The sha256 of every file but the manifest itself."""
     paths = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != MANIFEST)
@@ -69,7 +63,7 @@ def export(work: Path, weights: Path, folder: Path) -> None:
     pipeline.save_pretrained(aside, safe_serialization=True)
     for name in ('vocab.json', 'merges.txt'):
         shutil.copy(work / 'tokenizer' / name, aside / 'tokenizer' / name)
-    write_words(work / 'words.txt', aside / 'words.txt')
+    shutil.copy(work / 'words.txt', aside)
     shutil.copy(HERE / 'NOTICE', aside / 'NOTICE')
     shutil.copy(HERE / 'card.md', aside / 'README.md')
     declare_float32(aside)

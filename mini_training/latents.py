@@ -16,6 +16,7 @@ PATCH, CHANNELS = 8, 16
 # 1 would whiten fully. At one half the coarse components stay stronger than the fine ones, as in pictures themselves,
 # so that noise hides detail first and the loss weighs what the eye sees.
 WHITENING = 0.5
+PROJECTION = 'projection.npz'
 
 
 def to_patches(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -53,8 +54,11 @@ def main() -> None:
     parser.add_argument('--work', type=Path, required=True)
     work = parser.parse_args().work
     pictures = open_pictures(work)
-    mean, matrix = fit(pictures[:: max(1, len(pictures) // 2000)])
-    np.savez(work / 'projection.npz', mean=mean, matrix=matrix)
+    if (work / PROJECTION).exists():        # an autoencoder was fitted to it; new pictures must not move it
+        mean, matrix = np.load(work / PROJECTION).values()
+    else:
+        mean, matrix = fit(pictures[:: max(1, len(pictures) // 2000)])
+        np.savez(work / PROJECTION, mean=mean, matrix=matrix)
     chunks = [project(pictures[start:start + 500], mean, matrix) for start in range(0, len(pictures), 500)]
     np.save(work / 'latents.npy', np.concatenate(chunks))
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from mini_training.looks import COLOURS, DRAW, place
 from mini_training.portraits import draw_portrait
-from mini_training.subjects import ICON_OF, ICON_SETS, LOOKS, NOUNS, ROLE_ICON_OF, ROLES, TONE_SUFFIX, Row
+from mini_training.subjects import AGES, ICON_OF, ICON_SETS, LOOKS, NOUNS, ROLE_ICON_OF, ROLES, TONE_SUFFIX, Row
 
 SIZE = 128
-SHARE = {'noun': 0.50, 'role': 0.12, 'portrait': 0.38}
+SHARE = {'noun': 0.46, 'role': 0.14, 'portrait': 0.40}
 HELD_OUT = 0.18
 
 
@@ -85,9 +85,17 @@ def sample_row(index: int) -> tuple[Row, dict[str, Any] | None]:
 
 
 def sample_role(look: str, rng: random.Random) -> Row:
-    word, who, tone = rng.choice(ROLES), rng.choice(('woman', 'man')), rng.choice(tuple(TONE_SUFFIX))
-    icon = f'{who}-{ROLE_ICON_OF.get(word, word.replace(" ", "-"))}{TONE_SUFFIX[tone]}'
-    return {'kind': 'role', 'look': look, 'word': word, 'who': who, 'skin': tone, 'icon': icon, 'bust': True}
+    """Someone at work, or (three in eight) someone of an age."""
+    row: Row = {'kind': 'role', 'look': look, 'skin': rng.choice(tuple(TONE_SUFFIX)), 'bust': True}
+    if rng.random() < 0.375:
+        word, icon = rng.choice(tuple(AGES)), ''
+        row |= {'word': word, 'who': ''}
+    else:
+        word, who = rng.choice(ROLES), rng.choice(('woman', 'man'))
+        row |= {'word': word, 'who': who}
+        icon = f'{who}-'
+    icon += ROLE_ICON_OF.get(word, word.replace(' ', '-'))
+    return row | {'icon': icon + TONE_SUFFIX[row['skin']]}
 
 
 def portrait_svgs(npm: Path, jobs: list[dict[str, Any]]) -> Iterator[str]:
@@ -96,17 +104,22 @@ def portrait_svgs(npm: Path, jobs: list[dict[str, Any]]) -> Iterator[str]:
     return map(json.loads, done.stdout.splitlines())
 
 
+def draw_picture(npm: Path, row: Row, svg: str | None, index: int) -> NDArray[np.uint8]:
+    """The row's icon, or its portrait `svg`, placed by chance and drawn in the row's look: 128 x 128 x 3 bytes."""
+    rng = np.random.default_rng(index)
+    drawing = rasterise(svg) if svg else draw_icon(str(npm), row['set'], row['icon'])
+    image, alpha = place(drawing, row['look'], row['bust'], rng)
+    picture = DRAW[row['look']](image, alpha, row['colour'], rng)
+    return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
 def draw_chunk(npm: Path, target: Path, count: int, start: int, stop: int) -> list[Row]:
     """Draws the pictures start..stop-1 into their place in the shared array."""
     pictures = np.memmap(target, np.uint8, 'r+', shape=(count, SIZE, SIZE, 3))
     sampled = [sample_row(index) for index in range(start, stop)]
     svgs = portrait_svgs(npm, [job for _, job in sampled if job])
     for index, (row, job) in enumerate(sampled, start):
-        rng = np.random.default_rng(index)
-        drawing = rasterise(next(svgs)) if job else draw_icon(str(npm), row['set'], row['icon'])
-        image, alpha = place(drawing, row['look'], row['bust'], rng)
-        picture = DRAW[row['look']](image, alpha, row['colour'], rng)
-        pictures[index] = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        pictures[index] = draw_picture(npm, row, next(svgs) if job else None, index)
     pictures.flush()
     return [row for row, _ in sampled]
 

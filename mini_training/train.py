@@ -7,10 +7,12 @@ such processes keep going on a busy machine where one process with two threads s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector
 
 from mini_training.denoiser import Denoiser
 from mini_training.files import save_whole
+from mini_training.muon import Muon
 from mini_training.subjects import weight_of
 
 EMPTY_SHARE = 0.1
 FLAT_SHARE = 0.3
 EMA = 0.998
 SYNC_STEPS = 8
-TEXT_RATE = 0.3  # of the UNet's rate
+MATRIX_RATE = 0.02  # Muon, for the UNet's matrices and convolutions
+RATE, TEXT_RATE = 1.2e-3, 0.4e-3  # AdamW, for the rest of the UNet and for the text encoder
 SAVE_SECONDS = 180
 
 
@@ -51,9 +56,51 @@ class Batches:
         return self.latents[rows].float(), tokens
 
 
-def rate_at(progress: float, step: int, peak: float) -> float:
+def share_of_rate(progress: float, step: int) -> float:
     decay = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
-    return peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1.0, decay)))
+    return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1.0, decay)))
+
+
+class Optimizers:
+    """Muon for the UNet's matrices, AdamW for everything else, with one rate schedule."""
+
+    def __init__(self, model: Denoiser) -> None:
+        matrices = {name for name, p in model.unet.named_parameters()
+                    if p.ndim > 1 and not name.startswith(('conv_in', 'conv_out', 'time_embedding'))}
+        named = dict(model.unet.named_parameters())
+        rest = [p for name, p in named.items() if name not in matrices]
+        groups = [{'params': rest}, {'params': list(model.text_encoder.parameters()), 'lr': TEXT_RATE}]
+        self.all = (Muon([named[name] for name in matrices], MATRIX_RATE),
+                    torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True))
+        self.peaks = [[group['lr'] for group in one.param_groups] for one in self.all]
+
+    def set_rate(self, share: float) -> None:
+        for one, peaks in zip(self.all, self.peaks, strict=True):
+            for group, peak in zip(one.param_groups, peaks, strict=True):
+                group['lr'] = share * peak
+
+    def step(self) -> None:
+        for one in self.all:
+            one.step()
+            one.zero_grad()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [one.state_dict() for one in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for one, state in zip(self.all, states, strict=True):
+            one.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def fast_arithmetic() -> Iterator[None]:
+    """bf16 where the processor computes in it; there torch's own attention is slow backwards, plain products aren't."""
+    can = torch.cpu.get_capabilities()
+    if not (can.get('avx512_bf16') or can.get('amx_bf16')):
+        yield
+        return
+    with torch.autocast('cpu', torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @torch.no_grad()
@@ -77,7 +124,7 @@ def reads_text(key: str) -> bool:
     return key.startswith('text_encoder.') or '.attn2.' in key
 
 
-def restore(args: argparse.Namespace, model: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(args: argparse.Namespace, model: Denoiser, optimizer: Optimizers) -> dict[str, Any]:
     """The state of an interrupted run, whose end is kept, or a fresh one."""
     path, now = args.output.with_suffix('.state'), time.time()
     if not path.exists():
@@ -98,8 +145,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = Denoiser(args.work)
     parameters = list(model.parameters())
-    groups = [{'params': list(part.parameters())} for part in (model.unet, model.text_encoder)]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = Optimizers(model)
     state = restore(args, model, optimizer)
     ema = [p.detach().clone() for p in parameters] if state['ema'] is None else state['ema']
     torch.manual_seed(rank + state['step'])
@@ -111,26 +157,25 @@ def run(rank: int, args: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def local_steps(model: Denoiser, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer,
+def local_steps(model: Denoiser, parameters: list[torch.nn.Parameter], optimizer: Optimizers,
                 batches: Batches, count: int) -> float:
     """Steps between two meetings; the mean loss."""
     total = 0.0
     for _ in range(SYNC_STEPS):
-        loss = model(*batches.draw(count))
+        with fast_arithmetic():
+            loss = model(*batches.draw(count))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
         total += loss.item()
     return total / SYNC_STEPS
 
 
 def loop(rank: int, args: argparse.Namespace, model: Denoiser, parameters: list[torch.nn.Parameter],
-         optimizer: torch.optim.Optimizer, ema: list[torch.Tensor], batches: Batches, state: dict[str, Any]) -> None:
+         optimizer: Optimizers, ema: list[torch.Tensor], batches: Batches, state: dict[str, Any]) -> None:
     saved, first, began, mean = time.time(), state['step'], time.time(), 1.0
     while (progress := shared_progress(state['start'], state['until'])) < 1:
-        for group, factor in zip(optimizer.param_groups, (1.0, TEXT_RATE), strict=True):
-            group['lr'] = factor * rate_at(progress, state['step'], args.rate)
+        optimizer.set_rate(share_of_rate(progress, state['step']))
         loss = local_steps(model, parameters, optimizer, batches, args.batch // args.processes)
         average_weights(parameters)
         step = state['step'] = state['step'] + SYNC_STEPS
@@ -148,7 +193,7 @@ def loop(rank: int, args: argparse.Namespace, model: Denoiser, parameters: list[
         print('samples', state['step'] * args.batch)
 
 
-def save(output: Path, model: Denoiser, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter],
+def save(output: Path, model: Denoiser, optimizer: Optimizers, parameters: list[torch.nn.Parameter],
          ema: list[torch.Tensor], state: dict[str, Any]) -> None:
     """`output` holds the averaged weights to export, `.state` beside it what a resumed run needs."""
     averaged = {name: value for (name, _), value in zip(model.named_parameters(), ema, strict=True)}
@@ -163,8 +208,7 @@ def main() -> None:
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--minutes', type=float, required=True)
     parser.add_argument('--init', type=Path, help='an earlier run: its UNet is kept where it reads no text')
-    parser.add_argument('--rate', type=float, default=1.2e-3)
-    parser.add_argument('--batch', type=int, default=32)
+    parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--port', type=int, default=29731)

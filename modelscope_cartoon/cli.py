@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
+    _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
@@ -37,7 +38,11 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('prompt', nargs='?', help='what to draw, in English')
     draw.add_argument('--prompt-file', metavar='FILE', help='prompts from a file, one a line ("-": standard input)')
-    draw.add_argument('--style', nargs='+', default=[], metavar='STYLE', help=f'{", ".join(styles())}, or all')
+    draw.add_argument('--style', nargs='+', default=[], metavar='STYLE',
+                      help=f'{", ".join(styles())}, or all; a mix: flat:0.6+watercolor:0.4')
+    draw.add_argument('--lora', nargs='+', action='append', default=[], metavar=('PATH', 'SCALE'),
+                      help='a LoRA file, folder or name, and how strongly (1); may be given several times')
+    draw.add_argument('--lora-dir', metavar='FOLDER', help='LoRA files for <lora:name:0.8>; default: ./loras')
     draw.add_argument('--model', default=None, metavar='MODEL',
                       help='mini (default), full (the full-size model of each style), a hub id, or a folder')
     draw.add_argument('--seed', nargs='+', type=int, default=[None], help='one picture for each seed')
@@ -54,6 +59,22 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
     draw.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def _add_publish(publish: argparse.ArgumentParser) -> None:
+    publish.add_argument('source', metavar='DIR', help='a model folder, an adapter folder, or what --output kept')
+    publish.add_argument('--to', required=True, metavar='OWNER/NAME', help='where on the hub')
+    publish.add_argument('--dry-run', action='store_true', help='build and check everything, send nothing')
+    publish.add_argument('--style', metavar='STYLE', help=f'what it draws: {", ".join(styles())}')
+    publish.add_argument('--licence', '--license', metavar='SPDX', help='default: that of the five for one of them')
+    publish.add_argument('--tag', dest='revision', help="a tag to set, which the card's snippet names: v1.0.0")
+    publish.add_argument('--base-model', metavar='ID', help='the hub id of what it was tuned from')
+    publish.add_argument('--training', metavar='TEXT', help='what the card says of the training data')
+    publish.add_argument('--chinese-name', metavar='TEXT', help='the name that the hub shows')
+    publish.add_argument('--private', action='store_true', help='only you see it (when it is new)')
+    publish.add_argument('--token', help='else MODELSCOPE_API_TOKEN, or that of `modelscope login`')
+    publish.add_argument('--output', '-o', metavar='DIR', help='keep the built folder')
+    publish.add_argument('--device', help='what draws the sample pictures: gpu, cpu, cuda:1')
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
@@ -73,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'modelscope-cartoon: {stopped}', file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print('modelscope-cartoon: interrupted; the pictures named above are saved.', file=sys.stderr)
+        kept = {'draw': 'the pictures named above are saved.'}.get(arguments.cartoon_command, 'again, it goes on.')
+        print(f'modelscope-cartoon: interrupted; {kept}', file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -83,6 +105,9 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.cartoon_command == 'draw':
         from modelscope_cartoon.drawing import draw
         return draw(arguments)
+    if arguments.cartoon_command == 'publish':
+        from modelscope_cartoon.publishing import publish
+        return publish(arguments)
     if arguments.cartoon_command == 'train':
         from modelscope_cartoon.teaching import teach
         return teach(arguments)

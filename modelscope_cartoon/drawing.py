@@ -14,8 +14,9 @@ from modelscope_cartoon import mini
 from modelscope_cartoon.errors import Interrupted, InvalidPrompt, InvalidRequest
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import Format, format_of_suffix
+from modelscope_cartoon.lora_choice import check_style
 from modelscope_cartoon.request import parse_request
-from modelscope_cartoon.styles import get_style, styles
+from modelscope_cartoon.styles import styles
 
 FULL = 'full'
 _FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'num_inference_steps', 'guidance_scale',
@@ -24,9 +25,10 @@ _FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'num_i
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draws and saves what the command line asks for; prints each file, or with --json one document at the end."""
+    loras = _loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
     prompts = _prompts(arguments)
     names = _styles(arguments.style)
-    shared = {field: getattr(arguments, field) for field in _FIELDS}
+    shared = {field: getattr(arguments, field) for field in _FIELDS} | {'lora': loras}
     requests = [{'text': prompt, 'seed': seed, 'style': style, 'trigger': not arguments.no_trigger, **shared}
                 for style in names for prompt in prompts for seed in arguments.seed]
     pictures = sum(parse_request(request).num_pictures for request in requests)     # all checked before any is drawn
@@ -60,7 +62,20 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 def _styles(given: list[str]) -> list[str | None]:
     if 'all' in given:
         return list(styles())
-    return [get_style(name).name for name in given] or [None]
+    return [check_style('style', name) for name in given] or [None]
+
+
+def _loras(given: list[list[str]]) -> list[tuple[str, float]]:
+    """`--lora PATH [SCALE]`, each as the request has it."""
+    loras = []
+    for path, *scale in given:
+        try:
+            [number] = map(float, scale or ['1'])
+        except ValueError:
+            raise InvalidRequest(f'--lora {path} is followed by {" ".join(scale)!r}; accepted: nothing, or one number; '
+                                 'the prompt goes in front of --lora.') from None
+        loras.append((path, number))
+    return loras
 
 
 def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Target) -> Iterator[dict[str, Any]]:
@@ -82,10 +97,11 @@ def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Targe
 def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model: str, started: float,
           ) -> Iterator[dict[str, Any]]:
     seconds = round((time.perf_counter() - started) / len(output['seeds']), 3)
-    prompts = output['revised_prompt']
+    prompts, loras = output['revised_prompt'], output.get('loras')
     for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
         yield {'file': str(write_file(target.next(request, seed), image)), 'model': model, 'style': request['style'],
-               'seed': seed, 'seconds': seconds, 'revised_prompt': prompts if isinstance(prompts, str) else prompts[i]}
+               'seed': seed, 'seconds': seconds, 'revised_prompt': prompts if isinstance(prompts, str) else prompts[i],
+               **({'loras': loras[i] if isinstance(loras[0], list) else loras} if loras else {})}
 
 
 def _model_of(model: str | None, style: str | None) -> str:
@@ -93,7 +109,10 @@ def _model_of(model: str | None, style: str | None) -> str:
         return model or mini.NAME
     if style is None:
         raise InvalidRequest('--model full needs a --style, which says which of the full-size models.')
-    return get_style(style).name
+    if style not in styles():
+        raise InvalidRequest(f'--model full draws each style with a model of its own, so {style!r} can\'t be mixed; '
+                             'name one style, or draw with mini.')
+    return style
 
 
 def _load(model: str, arguments: argparse.Namespace) -> Any:
@@ -105,7 +124,8 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
         print('drawing with the embedded mini model (128 px); for the full-size models (768 px, 5 GB each): '
               '--style flat --model full', file=sys.stderr)
     device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
-    return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory)
+    return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory,
+                         lora_dir=arguments.lora_dir)
 
 
 class Target:
@@ -123,7 +143,7 @@ class Target:
         if self.file and self.pictures == 1:
             return self.file
         stem = self.file.stem if self.file else re.sub(r'\W+', '-', request['text'])[:40].strip('-').lower()
-        parts = [stem or 'picture', request['style'], str(seed)]
+        parts = [stem or 'picture', (request['style'] or '').replace(':', '-'), str(seed)]
         name = '-'.join(part for part in parts if part)
         path = self.folder / f'{name}{self.file.suffix if self.file else ".png"}'
         for i in range(2, 10_000):

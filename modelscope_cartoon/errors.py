@@ -9,6 +9,7 @@
     |   |-- DamagedWeights       a weight file is broken, incomplete or unsafe
     |-- NonFiniteError           the numbers left the range of floats, even in fp32
     |-- OutOfMemory              not enough memory, even in the lowest memory mode
+    |-- PublishError             a folder that can't go to the hub, or a hub that doesn't take it
     |-- OutputError              a picture could not be written; what was there is untouched
 
 The message is one sentence or two: what was given, what is accepted, what to do. Each class takes that one string
@@ -57,6 +58,10 @@ class NonFiniteError(CartoonError):
 
 class OutOfMemory(CartoonError):
     code = 'out_of_memory'
+
+
+class PublishError(CartoonError):
+    code = 'cannot_publish'
 
 
 class OutputError(CartoonError, OSError):

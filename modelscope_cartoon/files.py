@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from modelscope_cartoon.errors import OutputError
 
@@ -32,6 +34,10 @@ def write_file(path: str | Path, data: bytes) -> Path:
         if aside is not None:
             aside.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    return write_file(path, (json.dumps(value, ensure_ascii=False, indent=2) + '\n').encode())
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 from modelscope_cartoon import mini
-from modelscope_cartoon.errors import ModelError
-from modelscope_cartoon.folder import ModelFolder, file_sha256
+from modelscope_cartoon.configuration import base_model
+from modelscope_cartoon.errors import BadConfiguration, ModelError
+from modelscope_cartoon.folder import ModelFolder, check_weight_file, file_sha256
 from modelscope_cartoon.log import logger
+from modelscope_cartoon.lora_choice import WEIGHTS
 from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.styles import styles
 
@@ -34,6 +36,23 @@ def local_model(name: str | os.PathLike) -> str:
     return _download(model_id, revision, flaw)
 
 
+def base_folder(folder: str) -> str:
+    """The folder of the model that draws: `folder` itself, or the base model of the LoRA in it."""
+    base = base_model(folder)
+    if base is None:
+        if _is_lora(Path(folder)):
+            raise ModelError(f'{folder} is a LoRA and names no base_model; load the model that it was made for, and '
+                             f'draw with lora={str(folder)!r}.')
+        return folder
+    try:
+        found = local_model(base)
+    except ModelError as error:
+        raise ModelError(f'{folder} is a LoRA for {base!r}: {error}') from error
+    if base_model(found) is not None:
+        raise BadConfiguration(f'{folder}: its base_model {base!r} is a LoRA too; accepted: a whole model.')
+    return found
+
+
 def hub_model(name: str) -> tuple[str, str | None]:
     """(model id, revision or None for the newest) of a style's name or a hub id."""
     for style in styles().values():
@@ -53,13 +72,17 @@ def cached_snapshot(model_id: str, revision: str | None) -> Path | None:
     root, revisions = Path(get_modelscope_cache_dir()), [revision] if revision else ['master', 'main']
     candidates = [root / 'models' / model_id.replace('/', '--') / 'snapshots' / r for r in revisions]
     candidates += [root / old / model_id for old in ('models', 'hub/models', '.', 'hub')]
-    return next((path for path in candidates if (path / 'model_index.json').is_file()), None)
+    return next((path for path in candidates if (path / 'model_index.json').is_file() or _is_lora(path)), None)
+
+
+def _is_lora(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and not (folder / 'model_index.json').is_file()
 
 
 def _flaw(folder: Path) -> str | None:
     """What is wrong with a downloaded folder, as after an interrupted download; downloading again mends it."""
     try:
-        ModelFolder(folder)
+        check_weight_file(folder / WEIGHTS) if _is_lora(folder) else ModelFolder(folder)
     except ModelError as error:
         return f'is not whole on this machine ({str(error).rstrip(".")})'
     return None

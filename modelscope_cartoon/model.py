@@ -4,8 +4,9 @@ where numbers overflow or memory runs out it falls back once, says so, and still
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from modelscope_cartoon.configuration import MODEL_TYPE, configuration
 from modelscope_cartoon.errors import InvalidRequest, NonFiniteError, OutOfMemory
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
+from modelscope_cartoon.lora import Loras
+from modelscope_cartoon.lora_choice import LoraChoice
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.precision import best_dtype, one_dtype
 from modelscope_cartoon.request import GenerationRequest, Picture
@@ -49,6 +52,7 @@ class CartoonStableDiffusion(Model):
         super().__init__(str(model_dir), device=device, trust_remote_code=host_options.get('trust_remote_code'))
         self.device = create_device(device)
         self._lock = threading.RLock()
+        self._loras = Loras()
         mode = memory_modes.parse_mode(memory)
         self._load(ModelFolder(model_dir), one_dtype(dtype=dtype, torch_dtype=torch_dtype, torch_type=torch_type), mode)
 
@@ -82,11 +86,14 @@ class CartoonStableDiffusion(Model):
 
     @torch.no_grad()
     def draw(self, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
-        """`pictures` in one batch with the request's settings: float32 [N, H, W, 3], RGB, 0..1.
+        """`pictures` in one batch with the request's settings and their LoRAs: float32 [N, H, W, 3], RGB, 0..1.
 
         One thread draws at a time, others wait. NonFiniteError where numbers overflow even in fp32; OutOfMemory
         where the next lower memory mode isn't enough either.
         """
+        if len({picture.loras for picture in pictures}) > 1:
+            raise InvalidRequest('the pictures of one request with a generator, latents or a callback of its own must '
+                                 'have the same LoRAs; split the request.')
         with self._lock:
             rewind = _rewinder(request.generator)
             try:
@@ -104,16 +111,26 @@ class CartoonStableDiffusion(Model):
     def _draw_in_range(self, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
         rewind = _rewinder(request.generator)
         try:
-            return sample(self._pipe, request, pictures)
+            return self._sample(request, pictures)
         except Overflow as overflow:
             if self._pipe.unet.dtype == torch.float32:
                 raise _non_finite(overflow) from overflow
             self._to_fp32(overflow)
         rewind()
         try:
-            return sample(self._pipe, request, pictures)
+            return self._sample(request, pictures)
         except Overflow as overflow:
             raise _non_finite(overflow) from overflow
+
+    def _sample(self, request: GenerationRequest, pictures: Sequence[Picture]) -> np.ndarray:
+        with self._loras.on(self._pipe, pictures[0].loras):
+            return sample(self._pipe, request, pictures)
+
+    def check_loras(self, choices: Iterable[LoraChoice]) -> None:
+        """CartoonError where one of `choices` can't be read or was made for another model."""
+        with self._lock:
+            for choice in choices:
+                self._loras.check(self._pipe, choice)
 
     def _to_fp32(self, overflow: Overflow) -> None:
         logger.warning('%s in %s; the picture is drawn again in float32, and so are all later ones '
@@ -150,7 +167,10 @@ class CartoonStableDiffusion(Model):
     def save_pretrained(self, target_folder: str, *_: Any, **__: Any) -> None:
         """The folder as safetensors in the present dtype, which pipeline() and diffusers load."""
         self._pipe.save_pretrained(target_folder, safe_serialization=True)
-        text = json.dumps(configuration(self.model_dir), ensure_ascii=False, indent=2)
+        own = configuration(self.model_dir)
+        for relative in (own['preprocessor'].get('loras') or {}).values():
+            shutil.copytree(Path(self.model_dir, relative), Path(target_folder, relative), dirs_exist_ok=True)
+        text = json.dumps(own, ensure_ascii=False, indent=2)
         Path(target_folder, 'configuration.json').write_text(text + '\n', encoding='utf-8')
 
 

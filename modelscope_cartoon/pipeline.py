@@ -12,8 +12,9 @@ from modelscope.utils.constant import Frameworks, Tasks
 from modelscope_cartoon import mini
 from modelscope_cartoon.configuration import DEFAULT_PATH, PIPELINE_TYPE, configuration, preprocessor_options
 from modelscope_cartoon.errors import Interrupted, InvalidRequest
-from modelscope_cartoon.hub import local_model
+from modelscope_cartoon.hub import base_folder, local_model
 from modelscope_cartoon.log import logger
+from modelscope_cartoon.lora_choice import LoraChoice
 from modelscope_cartoon.model import HOST_OPTIONS, OPTIONS, CartoonStableDiffusion
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.postprocessor import ImagePostprocessor
@@ -31,16 +32,26 @@ def load_pipeline(name: str = mini.NAME, **options: Any) -> CartoonPipeline:
 @PIPELINES.register_module(Tasks.text_to_image_synthesis, module_name=PIPELINE_TYPE)
 class CartoonPipeline(Pipeline):
     """model: a folder, a hub id, or a CartoonStableDiffusion. Options for the model (dtype, memory) and the
-    preprocessor (translator) are keywords here; one that nobody knows is an UnknownOption.
+    preprocessor (translator, lora_dir) are keywords here; one that nobody knows is an UnknownOption. A folder with a
+    LoRA and its base_model is that model with the LoRA always on.
     """
 
     def __init__(self, model: str | CartoonStableDiffusion, preprocessor: StylePromptPreprocessor | None = None,
-                 device: str = 'gpu', config_file: str | None = None, translator: Any = None, **options: Any):
+                 device: str = 'gpu', config_file: str | None = None, translator: Any = None,
+                 lora_dir: str | None = None, **options: Any):
+        adapter = None
         if not isinstance(model, CartoonStableDiffusion):
-            model = self._load(local_model(model), device, dict(options))
+            folder = local_model(model)
+            base = base_folder(folder)
+            adapter = folder if base != folder else None
+            model = self._load(base, device, dict(options))
         if preprocessor is None:
-            preprocessor = StylePromptPreprocessor(model.model_dir, **preprocessor_options(model.model_dir),
-                                                   translator=translator)
+            preprocessor = StylePromptPreprocessor(model.model_dir, **preprocessor_options(model.model_dir, adapter),
+                                                   translator=translator, lora_dir=lora_dir)
+        elif adapter and preprocessor.adapter != adapter:
+            logger.warning('the given preprocessor leaves the LoRA %s off; build it with adapter=%r.', adapter, adapter)
+        if adapter:
+            model.check_loras([LoraChoice(adapter, adapter, 1.0)])
         own_config = os.path.join(model.model_dir, 'configuration.json')
         super().__init__(config_file=config_file or (own_config if os.path.isfile(own_config) else str(DEFAULT_PATH)),
                          model=model, preprocessor=preprocessor, device=device, auto_collate=False,
@@ -50,7 +61,7 @@ class CartoonPipeline(Pipeline):
     @staticmethod
     def _load(model_dir: str, device: str, options: dict[str, Any]) -> CartoonStableDiffusion:
         refuse_unknown('option', [key for key in options if key not in (*HOST_OPTIONS, 'auto_collate', 'device_map')],
-                       (*OPTIONS, 'translator', 'preprocessor', 'model_revision'))
+                       (*OPTIONS, 'translator', 'preprocessor', 'lora_dir', 'model_revision'))
         configuration(model_dir)     # says what is wrong with it before gigabytes are read
         options.pop('auto_collate', None)
         if options.pop('device_map', None) is not None:
@@ -71,7 +82,7 @@ class CartoonPipeline(Pipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         refuse_unknown('keyword', parameters, (*FIELD_NAMES, 'batch_size'))
-        return parameters, {}, {}
+        return parameters, {}, {'done': []}
 
     def _check_input(self, input: Any) -> None:
         """The preprocessor checks, with better words than the host's assertions."""
@@ -84,6 +95,15 @@ class CartoonPipeline(Pipeline):
 
     def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self._draw([inputs], PICTURES_AT_ONCE)[0]
+
+    def _process_single(self, input: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The host draws a list by calling this in a loop; `done` is what that call has so far, for Ctrl-C."""
+        done = kwargs.pop('postprocess_params')['done']
+        try:
+            done.append(super()._process_single(input, *args, **kwargs))
+        except KeyboardInterrupt as interruption:
+            raise Interrupted([*done, *getattr(interruption, 'outputs', [])]) from None
+        return done[-1]
 
     def postprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return self.postprocessor(inputs)
@@ -104,13 +124,16 @@ class CartoonPipeline(Pipeline):
                 logger.warning('columns of the data set that are not used: %s.', ', '.join(sorted(extra)))
                 ignored |= extra
             used = {k: v for k, v in row.items() if k in FIELD_NAMES} if isinstance(row, dict) else row
-            yield self._process_single(used, *args, **kwargs)
+            yield self._process_single(used, *args, **{**kwargs, 'postprocess_params': {'done': []}})
 
     def _draw(self, jobs: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
         """`jobs` with their images. Interrupted carries the outputs of the pictures that were done before Ctrl-C."""
         images: list[list] = [[None] * len(job['pictures']) for job in jobs]
+        batches = list(_batches(jobs, at_once))
+        if len(batches) > 1:     # a LoRA that can't be used is an error before the first picture, not after the tenth
+            self.model.check_loras({lora for job in jobs for picture in job['pictures'] for lora in picture.loras})
         try:
-            for batch in _batches(jobs, at_once):
+            for batch in batches:
                 pictures = [jobs[j]['pictures'][i] for j, i in batch]
                 for (j, i), image in zip(batch, self.model.draw(jobs[batch[0][0]]['request'], pictures)):
                     images[j][i] = image
@@ -121,12 +144,13 @@ class CartoonPipeline(Pipeline):
 
 
 def _batches(jobs: list[dict[str, Any]], at_once: int) -> Iterator[list[tuple[int, int]]]:
-    """(job, picture) positions, batch by batch: equal settings together, a request with its own tensors alone."""
+    """(job, picture) positions, batch by batch: equal settings and LoRAs together, a request's own tensors alone."""
     groups: dict[Any, list[tuple[int, int]]] = {}
     for j, job in enumerate(jobs):
         request = job['request']
-        key = ('alone', j) if request.draws_alone else request.settings()
-        groups.setdefault(key, []).extend((j, i) for i in range(len(job['pictures'])))
+        for i, picture in enumerate(job['pictures']):
+            key = ('alone', j) if request.draws_alone else (request.settings(), picture.loras)
+            groups.setdefault(key, []).append((j, i))
     for key, group in groups.items():
         size = len(group) if key[0] == 'alone' else at_once
         for start in range(0, len(group), size):

@@ -1,4 +1,4 @@
-"""Prompt text in, typed pieces out: cleaning, wildcards, and A1111's weights and BREAK.
+"""Prompt text in, typed pieces out: cleaning, wildcards, LoRA tags, and A1111's weights and BREAK.
 
 The weight syntax and its numbers are AUTOMATIC1111 stable-diffusion-webui's, `modules/prompt_parser.py`,
 `parse_prompt_attention`: ( multiplies by 1.1, [ divides by 1.1, (text:1.3) multiplies by 1.3.
@@ -18,6 +18,7 @@ _ROUND, _SQUARE = 1.1, 1 / 1.1
 _TOKEN = re.compile(r'\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\]|[^\\()\[\]:]+|:')
 _BREAK = re.compile(r'\s*\bBREAK\b\s*')
 _WILDCARD = re.compile(r'\{([^{}]*\|[^{}]*)\}')
+_LORA = re.compile(r'<lora:([^<>]*)>', re.IGNORECASE)
 _SPECIAL = re.compile(r'<\|\s*(startoftext|endoftext)\s*\|>', re.IGNORECASE)
 
 
@@ -57,6 +58,37 @@ def _choose(body: str, rng: random.Random) -> str:
         count, options = '1', body
     choices = [option.strip() for option in options.split('|')]
     return ', '.join(rng.sample(choices, min(int(count), len(choices))))
+
+
+def take_loras(text: str) -> tuple[str, list[tuple[str, float]]]:
+    """`text` without its `<lora:name:0.8>` and `<lora:name>`, (name, scale) of each. InvalidPrompt names a bad one."""
+    loras = []
+    while match := _LORA.search(text):
+        loras.append(_lora(match.group(1)))
+        text = _joined(text[:match.start()].rstrip(), text[match.end():].lstrip())
+    if '<lora:' in text.lower():
+        raise InvalidPrompt("the prompt has a '<lora:' that is not closed; accepted: <lora:name> or <lora:name:0.8>.")
+    return text, loras
+
+
+def _lora(body: str) -> tuple[str, float]:
+    name, colon, scale = body.partition(':')
+    try:
+        if not name.strip():
+            raise ValueError('no name')
+        return name.strip(), float(scale) if colon else 1.0
+    except ValueError as error:
+        raise InvalidPrompt(f"the prompt has '<lora:{body[:60]}>', which can't be read; accepted: <lora:name> or "
+                            '<lora:name:0.8>.') from error
+
+
+def _joined(before: str, after: str) -> str:
+    """The text around a tag, without a comma that separated nothing but the tag."""
+    if not after or after.startswith(','):
+        before = before.removesuffix(',').rstrip()
+    if not before:
+        return after.lstrip(', ')
+    return before + ('' if not after or after[0] in ',:)]' else ' ') + after
 
 
 def parse_weights(text: str) -> list[Piece]:

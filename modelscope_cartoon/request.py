@@ -16,9 +16,9 @@ from modelscope_cartoon import checks
 from modelscope_cartoon.checks import SEED_LIMIT
 from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest, UnknownOption
 from modelscope_cartoon.formats import get_format
+from modelscope_cartoon.lora_choice import LoraChoice, check_lora, check_style
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.schedulers import get_row
-from modelscope_cartoon.styles import get_style
 
 MAX_PICTURES = 1000
 PIXEL_BUDGET = 64 * 2**20
@@ -29,11 +29,13 @@ class GenerationRequest:
     """Everything that decides a picture. None means: the model's own default, or (seed) none was needed.
 
     text, negative_prompt: as given, one entry a prompt. seed: one entry a picture, prompt by prompt.
+    style: a name, or a mix such as 'flat:0.6+watercolor:0.4'. lora: (path or name, scale) of each.
     """
     text: tuple[str, ...]
     negative_prompt: tuple[str, ...]
     seed: tuple[int, ...] | None
     style: str | None = None
+    lora: tuple[tuple[str, float], ...] = ()
     trigger: bool = True
     num_images_per_prompt: int = 1
     height: int | None = None
@@ -54,7 +56,7 @@ class GenerationRequest:
         return len(self.text) * self.num_images_per_prompt
 
     def settings(self) -> tuple:
-        """What pictures must share to be drawn in one batch."""
+        """What pictures must share to be drawn in one batch; their LoRAs (Picture.loras) too."""
         return (self.height, self.width, self.num_inference_steps, self.guidance_scale, self.guidance_rescale,
                 self.clip_skip, self.eta, self.scheduler)
 
@@ -65,10 +67,13 @@ class GenerationRequest:
 
 
 class Picture(NamedTuple):
-    """One picture to draw: its prompts as they are really used, and its seed (None: the request's own generator)."""
+    """One picture to draw: its prompts as they are really used, its seed (None: the request's own generator), and the
+    LoRAs of its request, prompt, style and model.
+    """
     prompt: str
     negative_prompt: str
     seed: int | None
+    loras: tuple[LoraChoice, ...] = ()
 
 
 def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
@@ -178,7 +183,8 @@ def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     'text': checks.text,
     'negative_prompt': checks.text,
-    'style': lambda key, value: get_style(value).name,
+    'style': check_style,
+    'lora': check_lora,
     'trigger': checks.truth,
     'seed': checks.seed,
     'num_images_per_prompt': lambda key, value: checks.whole(key, value, 1, MAX_PICTURES),

@@ -16,7 +16,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 
@@ -54,10 +54,11 @@ class LoopHub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     _folders: dict[tuple[str, str], Path] = field(default_factory=dict)
+    handler: ClassVar[type[BaseHTTPRequestHandler]]
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        handler = type('BoundHandler', (_Handler,), {'hub': self})
+        handler = type('BoundHandler', (self.handler,), {'hub': self})
         self._server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
         self._server.daemon_threads = True
         self.endpoint = f'http://127.0.0.1:{self._server.server_address[1]}'
@@ -87,10 +88,10 @@ class LoopHub:
             return kind
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     timeout = 30
-    hub: LoopHub
+    hub: Any     # LoopHub, or what extends it
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr; `hub.requests` has it all."""
@@ -169,10 +170,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 _MODEL = r'/models/([^/]+/[^/]+)'
 _ROUTES = (
-    (r'/api/v1/repos/internalAccelerationInfo', _Handler._acceleration),
-    (rf'/openapi/v1{_MODEL}', _Handler._model),
-    (rf'/api/v1{_MODEL}/repo/files', _Handler._listing),
-    (rf'/api/v1{_MODEL}/repo', _Handler._file),
+    (r'/api/v1/repos/internalAccelerationInfo', Handler._acceleration),
+    (rf'/openapi/v1{_MODEL}', Handler._model),
+    (rf'/api/v1{_MODEL}/repo/files', Handler._listing),
+    (rf'/api/v1{_MODEL}/repo', Handler._file),
 )
 
 
@@ -183,3 +184,6 @@ def _row(top: Path, path: Path) -> dict[str, Any]:
     if path.is_file():
         row |= {'Type': 'blob', 'Size': path.stat().st_size, 'Sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
     return row
+
+
+LoopHub.handler = Handler

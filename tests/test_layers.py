@@ -9,10 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
-             'files', 'configuration', 'mini'}
-ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory'}
-HOST = {'hub', 'pipeline', 'legacy', 'training'}
-FRONTS = {'cli', 'drawing', 'doctor', 'teaching'}
+             'files', 'configuration', 'mini', 'lora_choice', 'card', 'kinds'}
+ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
+          'lora', 'lora_file', 'conversion'}
+HOST = {'hub', 'pipeline', 'legacy', 'samples', 'sources', 'repository', 'publish', 'training'}
+FRONTS = {'cli', 'drawing', 'doctor', 'publishing', 'teaching'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')

@@ -163,10 +163,11 @@ def test_a_real_ctrl_c_stops_within_a_step_and_leaves_no_trace(pipe, cat):
     assert (pipe(CAT)['output_imgs'][0] == cat).all()
 
 
-def test_ctrl_c_keeps_the_pictures_that_are_done(pipe, cat):
+@pytest.mark.parametrize('options', [{}, {'batch_size': 1}], ids=['host loop', 'batches'])
+def test_ctrl_c_keeps_the_pictures_that_are_done(pipe, cat, options):
     Calls(pipe.pipeline.unet, raises(KeyboardInterrupt()), at=6)
     with pytest.raises(Interrupted) as caught:
-        pipe([CAT, {**CAT, 'seed': 4}, {**CAT, 'seed': 5}], batch_size=1)
+        pipe([CAT, {**CAT, 'seed': 4}, {**CAT, 'seed': 5}], **options)
     assert [out['seeds'] for out in caught.value.outputs] == [[3]]
     assert (caught.value.outputs[0]['output_imgs'][0] == cat).all()
 

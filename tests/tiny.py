@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LEGACY = {'framework': 'pytorch', 'task': 'text-to-image-synthesis',
@@ -75,3 +76,23 @@ def _text_encoder_to_bin(folder: Path) -> None:
     state['text_model.embeddings.position_ids'] = torch.arange(77)[None]
     torch.save(state, folder / 'pytorch_model.bin')
     (folder / 'model.safetensors').unlink()
+
+
+def build_lora(folder: Path, base: Path, seed: int = 1, rank: int = 4, alpha: float = 8) -> Path:
+    """A LoRA for `base` in diffusers' form, written by peft and diffusers; random, so that it shows in the picture."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    torch.manual_seed(seed)
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    layers = {'unet': ['to_q', 'to_v', 'to_out.0', 'ff.net.2', 'proj_in', 'conv1'],
+              'text_encoder': ['q_proj', 'out_proj', 'fc1']}
+    states, configs = {}, {}
+    for part, names in layers.items():
+        module = getattr(pipe, part)
+        module.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights=False))
+        states[part] = get_peft_model_state_dict(module)
+        configs[part] = module.peft_config['default'].to_dict()
+    pipe.save_lora_weights(
+        folder, states['unet'], convert_state_dict_to_diffusers(states['text_encoder']),
+        unet_lora_adapter_metadata=configs['unet'], text_encoder_lora_adapter_metadata=configs['text_encoder'])
+    return folder

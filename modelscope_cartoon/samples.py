@@ -1,0 +1,49 @@
+"""The sample pictures of a card, drawn by the folder that is to be published: what can't draw isn't published."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelscope_cartoon.card import Card, Sample
+from modelscope_cartoon.errors import PublishError
+from modelscope_cartoon.files import write_file
+from modelscope_cartoon.formats import get_format
+from modelscope_cartoon.pipeline import CartoonPipeline, load_pipeline
+
+FOLDER = 'description'
+STEPS, SEED = 25, 7
+_SUBJECTS = (('a portrait painting of {}', 'a woman with red hair'), ('a portrait painting of {}', 'an old man'),
+             ('a painting of {}', 'a cat'), ('a painting of {}', 'a house'))
+
+
+def draw_samples(folder: Path, card: Card, device: str) -> Card:
+    """`card` with the pictures that `folder` drew into its description/. PublishError, or the error of drawing."""
+    pipe = load_pipeline(str(folder), device=device)
+    height, width = pipe.model.default_size
+    scheduler = {'scheduler': card.style.scheduler} if card.style and card.origin == 'cartoon' else {}
+    samples = [_draw(pipe, folder, number, request | scheduler) for number, request in enumerate(_requests(card), 1)]
+    used = scheduler.get('scheduler') or type(pipe.pipeline.scheduler).__name__
+    return replace(card, samples=tuple(samples), size=width, settings=f'{width} x {height}, {used}, {STEPS} steps')
+
+
+def _requests(card: Card) -> list[Mapping[str, Any]]:
+    """Each subject, or the first one in each of several styles."""
+    if card.styles:
+        template, subject = _SUBJECTS[0]
+        return [{'text': template.format(subject), 'style': name} for name in card.styles]
+    return [{'text': template.format(subject)} for template, subject in _SUBJECTS]
+
+
+def _draw(pipe: CartoonPipeline, folder: Path, number: int, request: Mapping[str, Any]) -> Sample:
+    output = pipe({**request, 'seed': SEED, 'num_inference_steps': STEPS, 'output_type': 'np'})
+    picture: np.ndarray = output['output_imgs'][0]
+    if picture.std() == 0:
+        raise PublishError(f'the model drew one even colour for {request["text"]!r}; its weights are broken, and '
+                           'nothing was sent.')
+    name = f'{FOLDER}/{number}.png'
+    write_file(folder / name, get_format('png').convert(picture))
+    return Sample(name, output['revised_prompt'], SEED)
