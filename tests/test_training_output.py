@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from modelscope_cartoon import weights
+from modelscope_cartoon import load_pipeline, weights
 from modelscope_cartoon.cli import main
 from modelscope_cartoon.errors import UnknownOption
 from modelscope_cartoon.folder import ModelFolder, file_sha256
@@ -116,6 +116,14 @@ def test_the_folder_has_configuration_card_recipe_samples_and_digests(inputs, tr
     assert list((trained / '.training' / 'logs').rglob('events.out*'))
 
 
+def test_our_pipeline_loads_the_folder_at_once_and_puts_the_trigger_in_front(inputs, trained):
+    output = load_pipeline(trained, device='cpu')('a cat', seed=0, num_inference_steps=3, output_type='np')
+    assert output['revised_prompt'] == 'sks style, a cat'
+    pipe = pipe_of(inputs[1])
+    pipe.load_lora_weights(trained, weight_name=LORA)
+    assert np.abs(output['output_imgs'][0] - draw(pipe)).max() < 0.02
+
+
 def test_the_recipe_trains_the_same_again(inputs, trained, tmp_path):
     command = ['train', str(inputs[0]), '--recipe', str(trained / 'recipe.json'), '--output', str(tmp_path / 'again'),
                '--sample-every', '0', '--device', 'cpu']
@@ -130,6 +138,7 @@ def test_a_full_fine_tune_is_a_model_folder_of_its_own(inputs, tmp_path):
     pipe, before = weights.load(folder, torch.float32), weights.load(ModelFolder(inputs[1]), torch.float32)
     assert not np.allclose(draw(pipe), draw(before), atol=1e-3)
     assert torch.allclose(pipe.vae.decoder.conv_in.weight, before.vae.decoder.conv_in.weight, atol=1e-3)
+    assert load_pipeline(output, device='cpu')('a cat', num_inference_steps=1)['revised_prompt'] == 'sks style, a cat'
     assert 'base_model' not in json.loads((output / 'configuration.json').read_text())['model']
 
 
