@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from modelscope_cartoon.errors import InvalidRequest
+from modelscope_cartoon.errors import InvalidRequest, Stopped
 from modelscope_cartoon.training.recipe import Recipe
 
 
@@ -49,7 +49,13 @@ def teach(arguments: argparse.Namespace) -> int:
         plan = run.plan(arguments.pictures, arguments.output, arguments.device, **settings)
         print(json.dumps(plan, indent=2) if arguments.json else told(plan))
         return 0
-    output = run.train(arguments.pictures, arguments.output, arguments.resume, arguments.device, **settings)
+    try:
+        output = run.train(arguments.pictures, arguments.output, arguments.resume, arguments.device, **settings)
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        raise Stopped('interrupted; where there is a checkpoint it is kept, and the same command with --resume goes '
+                      'on from it.') from None
     if logger.level > logging.INFO:     # another process of several speaks
         return 0
     print(json.dumps({'output': str(output)}) if arguments.json else output)

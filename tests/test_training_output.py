@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from modelscope_cartoon import weights
+from modelscope_cartoon import load_pipeline, weights
 from modelscope_cartoon.cli import main
 from modelscope_cartoon.errors import UnknownOption
 from modelscope_cartoon.folder import ModelFolder, file_sha256
@@ -58,7 +58,7 @@ def test_diffusers_own_loader_reads_the_lora_and_it_changes_the_picture(inputs, 
     loaded |= {f'text_encoder.{k}': v for k, v in pipe.text_encoder.state_dict().items() if '.lora_' in k}
     stored = load_file(trained / LORA)
     assert {k.replace('.default_0', ''): v for k, v in loaded.items()}.keys() == stored.keys()
-    scales = {layer.scaling['default_0'] for layer in pipe.unet.modules() if hasattr(layer, 'scaling') and layer.scaling}
+    scales = {layer.scaling['default_0'] for layer in pipe.unet.modules() if getattr(layer, 'scaling', None)}
     assert scales == {2.0}
 
 
@@ -108,11 +108,20 @@ def test_the_folder_has_configuration_card_recipe_samples_and_digests(inputs, tr
     card = (trained / 'README.md').read_text()
     assert card.startswith('---\n') and 'base_model_relation: adapter' in card and len(card) > 200
     manifest = json.loads((trained / 'manifest.json').read_text())['files']
-    there = {p.relative_to(trained).as_posix() for p in trained.rglob('*') if p.is_file() and '.training' not in p.parts}
+    there = {p.relative_to(trained).as_posix() for p in trained.rglob('*')
+             if p.is_file() and '.training' not in p.parts}
     assert set(manifest) == there - {'manifest.json'}
     assert all(file_sha256(trained / name) == digest for name, digest in manifest.items())
     assert {'samples/sheet.png', 'samples/step-000000.png', 'samples/step-000005.png', 'loss.png'} <= set(manifest)
     assert list((trained / '.training' / 'logs').rglob('events.out*'))
+
+
+def test_our_pipeline_loads_the_folder_at_once_and_puts_the_trigger_in_front(inputs, trained):
+    output = load_pipeline(trained, device='cpu')('a cat', seed=0, num_inference_steps=3, output_type='np')
+    assert output['revised_prompt'] == 'sks style, a cat'
+    pipe = pipe_of(inputs[1])
+    pipe.load_lora_weights(trained, weight_name=LORA)
+    assert np.abs(output['output_imgs'][0] - draw(pipe)).max() < 0.02
 
 
 def test_the_recipe_trains_the_same_again(inputs, trained, tmp_path):
@@ -129,7 +138,16 @@ def test_a_full_fine_tune_is_a_model_folder_of_its_own(inputs, tmp_path):
     pipe, before = weights.load(folder, torch.float32), weights.load(ModelFolder(inputs[1]), torch.float32)
     assert not np.allclose(draw(pipe), draw(before), atol=1e-3)
     assert torch.allclose(pipe.vae.decoder.conv_in.weight, before.vae.decoder.conv_in.weight, atol=1e-3)
+    assert load_pipeline(output, device='cpu')('a cat', num_inference_steps=1)['revised_prompt'] == 'sks style, a cat'
     assert 'base_model' not in json.loads((output / 'configuration.json').read_text())['model']
+
+
+@pytest.mark.parametrize('method', ['lora', 'full'])
+def test_it_trains_in_bfloat16_with_gradient_checkpointing(inputs, tmp_path, method):
+    output = runs.train(*inputs, tmp_path / method, method=method, precision='bfloat16', gradient_checkpointing=True,
+                        train_text_encoder=True, prior_target='picture', sample_every=2, steps=2)
+    assert json.loads((output / 'recipe.json').read_text())['precision'] == 'torch.bfloat16'
+    assert Image.open(output / 'samples' / 'step-000002.png').getextrema() != ((0, 0),) * 3
 
 
 def test_the_prior_keeps_prompts_without_the_trigger(inputs, tmp_path):
@@ -176,7 +194,8 @@ def test_plan_says_steps_memory_and_time_and_writes_nothing(inputs, tmp_path, ca
 
 @pytest.mark.parametrize('more, said', [
     (['--rank', '0'], 'rank is 0'), (['--lora-targets', 'everything'], 'accepted: attention'),
-    (['--recipe', 'nowhere.json'], 'no recipe'), (['--trackers', 'tensorbord'], "did you mean 'tensorboard'")])
+    (['--recipe', 'nowhere.json'], 'no recipe'), (['--trackers', 'tensorbord'], "did you mean 'tensorboard'"),
+    (['--precision', 'float16', '--device', 'cpu'], 'needs a GPU')])
 def test_what_cannot_be_trained_is_one_sentence_and_exit_code_2(inputs, tmp_path, capsys, more, said):
     assert main(['train', str(inputs[0]), '--base', str(inputs[1]), '-o', str(tmp_path / 'out'), *more]) == 2
     assert said in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Training runs on tiny models for tests: the pictures, the settings, and functions that run in processes of their own."""
+"""Training runs on tiny models: the pictures, the settings, and functions that run in processes of their own."""
 from __future__ import annotations
 
 import multiprocessing
@@ -89,6 +89,6 @@ def train_in_two_processes(pictures: Path, base: Path, output: Path) -> list[int
 
 
 def _rank(rank: int, port: int, pictures: Path, base: Path, output: Path) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
     train(pictures, base, output, train_text_encoder=True)

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import cast_training_params
 
 from modelscope_cartoon import weights
+from modelscope_cartoon.errors import InvalidRequest
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.hub import local_model
 from modelscope_cartoon.precision import best_dtype, parse_dtype
@@ -80,6 +81,8 @@ class Base:
 
 def training_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto: float32 on a CPU, where attention's backward pass in bfloat16 is many times slower."""
+    if name == 'float16' and device.type == 'cpu':
+        raise InvalidRequest('precision float16 needs a GPU; on a CPU: float32, or bfloat16.')
     if name == 'auto':
         return torch.float32 if device.type == 'cpu' else best_dtype(device, 0)
     return parse_dtype(name)

@@ -80,6 +80,7 @@ class Loop:
 
     def _sample(self, every_so_often: Callable[[int], None]) -> None:
         if self.recipe.sample_every and self.accelerator.is_main_process:
+            self.model.eval()
             with self.averaged(), self.accelerator.autocast(), torch.no_grad():
                 every_so_often(self.step)
         self.accelerator.wait_for_everyone()
@@ -91,6 +92,7 @@ class Loop:
         share = whole.take(slice(accelerator.process_index, None, world))
         torch.manual_seed(seeded(self.recipe.seed, 'layers', self.step, accelerator.process_index).initial_seed())
         self._set_rates()
+        self.model.train()
         self.optimizer.zero_grad()
         pieces = self.recipe.accumulation
         mine = torch.empty(len(share.weight), device=accelerator.device)

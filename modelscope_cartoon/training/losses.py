@@ -38,7 +38,7 @@ def snr_weights(prediction: str, a: torch.Tensor, gamma: float) -> torch.Tensor:
 
 
 def offset(e: torch.Tensor, shift: torch.Tensor, strength: float) -> torch.Tensor:
-    """Noise whose mean is free: a `shift` [N, C, 1, 1] on each channel (Guttenberg 2023, Diffusion with offset noise)."""
+    """Noise whose mean is free: `shift` [N, C, 1, 1] on each channel (Guttenberg 2023, Diffusion with offset noise)."""
     return e + strength * shift if strength else e
 
 

@@ -21,6 +21,7 @@ from modelscope_cartoon.errors import NonFiniteError
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.hub import hub_model
+from modelscope_cartoon.styles import style_of_path
 from modelscope_cartoon.training.base import Base
 from modelscope_cartoon.training.card import card
 from modelscope_cartoon.training.lora_files import DIFFUSERS_NAME, diffusers_file, kohya_file, lora_layers
@@ -86,9 +87,12 @@ def configuration(base: Base) -> dict[str, Any]:
 
 def base_model(name: str) -> str:
     """mini, a hub id, or a whole path: what finds the base again from anywhere on this machine."""
-    if os.path.isdir(name):
-        return os.path.abspath(name)
-    return name if name == mini.NAME else hub_model(name)[0]
+    if not os.path.isdir(name):
+        return name if name == mini.NAME else hub_model(name)[0]
+    style = style_of_path(name)
+    if style is not None:
+        return style.model_id
+    return mini.NAME if os.path.samefile(name, mini.path()) else os.path.abspath(name)
 
 
 def recipe_record(base: Base, examples: Sequence[Example], history: torch.Tensor) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from modelscope_cartoon.memory import gib
 from modelscope_cartoon.training.base import Base
+from modelscope_cartoon.training.checkpoint import KEPT
 from modelscope_cartoon.training.loop import Loop
 from modelscope_cartoon.training.material import Material, encode_texts
 from modelscope_cartoon.training.pictures import Example
@@ -33,6 +34,7 @@ def make_plan(accelerator: Accelerator, base: Base, examples: Sequence[Example],
             'steps': recipe.steps, 'batch_size': recipe.batch_size, 'method': recipe.method,
             'times_each_picture': round(recipe.steps * (recipe.batch_size - recipe.prior_in_batch) / len(examples)),
             'trained_numbers': trained, 'weights_bytes': trained * 2 + _untrained(base) * 2,
+            'disk_bytes': trained * 4 * 3 * (KEPT + 1) + trained * 2,      # weights and AdamW's two moments
             'memory_bytes': _peak(base.device), 'device': str(base.device), 'precision': str(base.precision),
             'seconds_per_step': round(seconds, 4), 'training_seconds': round(seconds * recipe.steps),
             'drawing_seconds': round(drawing)}
@@ -80,11 +82,13 @@ def _peak(device: torch.device) -> int:
 def told(plan: dict[str, Any]) -> str:
     """The plan in words."""
     minutes = [f'{int(plan[key]) // 60}:{int(plan[key]) % 60:02}' for key in ('training_seconds', 'drawing_seconds')]
+    mib = 2**20
     return '\n'.join((
         f'pictures   {plan["pictures"]}, and {plan["class_pictures"]} class pictures that the base draws first',
         f'training   {plan["method"]}, {plan["steps"]} steps of {plan["batch_size"]} at {plan["resolution"]} px: each '
         f'picture about {plan["times_each_picture"]} times',
-        f'result     {plan["trained_numbers"]:,} trained numbers, {plan["weights_bytes"] / 2**20:.1f} MiB',
+        f'result     {plan["trained_numbers"]:,} trained numbers, {plan["weights_bytes"] / mib:.1f} MiB; '
+        f'{plan["disk_bytes"] / mib:.0f} MiB of disk while it trains',
         f'memory     {gib(plan["memory_bytes"])} on {plan["device"]} in {plan["precision"].removeprefix("torch.")}',
         f'time       {plan["seconds_per_step"]:.3g} s a step, {minutes[0]} in all; about {minutes[1]} more for class '
         'pictures and samples'))

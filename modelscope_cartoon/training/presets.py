@@ -17,6 +17,8 @@ _STABLE_DIFFUSION: dict[str, tuple[Any, str]] = {
     'snr_gamma': (5.0, 'Hang et al. 2023, section 3.4'),
     'prior_share': (0.5, 'Ruiz et al. 2023: as many class pictures as others in a batch'),
     'prior_count': (100, _SD + ', --num_class_images'),
+    'train_text_encoder': (False, _SD),
+    'text_encoder_learning_rate': (5e-6, 'diffusers 0.42 examples/advanced_diffusion_training'),
     'crops': (1, 'diffusers examples, --center_crop'),
     'flip': (False, 'diffusers examples, --random_flip (off)'),
     'sample_every': (250, 'chosen here'),
@@ -24,7 +26,8 @@ _STABLE_DIFFUSION: dict[str, tuple[Any, str]] = {
 _SMALL: dict[str, tuple[Any, str]] = {
     'batch_size': (12, _CHOSEN), 'snr_gamma': (0.0, 'v-prediction as it is: its weight is SNR + 1 already'),
     'prior_share': (0.34, _CHOSEN), 'prior_count': (96, _CHOSEN), 'crops': (4, _CHOSEN), 'flip': (True, _CHOSEN),
-    'sample_every': (200, _CHOSEN),
+    'sample_every': (200, _CHOSEN), 'train_text_encoder': (False, _CHOSEN),
+    'text_encoder_learning_rate': (1e-3, _CHOSEN),
 }
 PRESETS: dict[tuple[str, str], dict[str, tuple[Any, str]]] = {
     ('stable-diffusion', 'lora'): {

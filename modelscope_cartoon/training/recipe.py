@@ -8,6 +8,7 @@ The command line's options, the docs and recipe.json are read from here.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from modelscope_cartoon import checks
 from modelscope_cartoon.errors import InvalidRequest
 from modelscope_cartoon.names import look_up, refuse_unknown
-from modelscope_cartoon.prompt import clean
+from modelscope_cartoon.prompt import clean, with_trigger
 from modelscope_cartoon.training.presets import LORA_TARGETS, PRESETS
 
 SCHEDULES = ('cosine', 'linear', 'constant')
@@ -77,15 +78,13 @@ class Recipe:
     alpha: float | None = _setting(float, None, _number(1e-3, 1024), "the LoRA's scale times its rank")
     lora_targets: str | None = _setting(str, None, _one_of(*LORA_TARGETS), f'layers: {", ".join(LORA_TARGETS)}')
     lora_dropout: float = _setting(float, 0.0, _number(0, 0.9), 'dropout before the LoRA', 'peft LoraConfig')
-    train_text_encoder: bool = _setting(bool, False, checks.truth, 'train the text encoder too',
-                                        'diffusers examples/dreambooth')
+    train_text_encoder: bool | None = _setting(bool, None, checks.truth, 'train the text encoder too')
 
     steps: int | None = _setting(int, None, _whole(1, 10**6), 'optimizer steps')
     batch_size: int | None = _setting(int, None, _whole(1, 4096), 'pictures a step, over all processes together')
     accumulation: int = _setting(int, 1, _whole(1, 4096), 'pieces that a batch is computed in, to save memory')
     learning_rate: float | None = _setting(float, None, _number(0, 1), 'of the UNet')
-    text_encoder_learning_rate: float = _setting(float, 5e-6, _number(0, 1), 'of the text encoder',
-                                                 'diffusers examples/advanced_diffusion_training')
+    text_encoder_learning_rate: float | None = _setting(float, None, _number(0, 1), 'of the text encoder')
     lr_schedule: str = _setting(str, 'cosine', _one_of(*SCHEDULES), 'how the rate falls', 'Loshchilov & Hutter 2017')
     warmup_steps: int = _setting(int, 20, _whole(0, 10**6), 'steps in which the rate rises', 'chosen here')
     weight_decay: float = _setting(float, 0.01, _number(0, 1), "AdamW's", 'diffusers examples, --adam_weight_decay')
@@ -153,14 +152,14 @@ class Recipe:
 
     def caption_of(self, text: str | None) -> str:
         """The caption to train with: `text` with the trigger in front, or the template."""
-        from modelscope_cartoon.prompt import with_trigger
-
         if text is None:
             return clean(self.caption.format(trigger=self.trigger)).strip(', ')
         return with_trigger(clean(text), self.trigger) if self.trigger else clean(text)
 
     def without_trigger(self, caption: str) -> str:
-        return caption.replace(self.trigger, '', 1).strip(' ,') if self.trigger else caption
+        if not self.trigger:
+            return caption
+        return re.sub(re.escape(self.trigger), '', caption, count=1, flags=re.IGNORECASE).strip(' ,')
 
     def settings(self) -> dict[str, Any]:
         """As JSON can hold it; Recipe.of(**...) gives the same recipe."""

@@ -43,7 +43,7 @@ class Samples:
 
 
 def default_prompts(captions: Sequence[str], without_trigger: Sequence[str]) -> list[str]:
-    """Three captions from all over the list, then two of them as they are without the trigger: those shall not change."""
+    """Three captions from all over the list, then two of them without the trigger: those shall not change."""
     spread = [round(i * (len(captions) - 1) / 2) for i in range(3)]
     with_trigger = list(dict.fromkeys(captions[i] for i in spread))
     plain = list(dict.fromkeys(without_trigger[i] for i in spread[:2]))
