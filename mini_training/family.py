@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from mini_training.export import write_manifest
 from mini_training.subjects import LOOKS
+from modelscope_cartoon.publish.kinds import public_recipe
 
 WEIGHTS = 'pytorch_lora_weights.safetensors'
 FOLDER = 'loras'
@@ -35,7 +36,9 @@ def add_styles(styles: Path, model: Path) -> None:
     shutil.copytree(model, aside, ignore=shutil.ignore_patterns(FOLDER))
     for look in LOOKS:
         copy_in_half(styles / look / WEIGHTS, aside / FOLDER / look / WEIGHTS)
-        shutil.copy(styles / look / 'recipe.json', aside / FOLDER / look)
+        recipe = public_recipe(styles / look / 'recipe.json')
+        recipe['recipe']['base'] = 'mini'
+        (aside / FOLDER / look / 'recipe.json').write_text(json.dumps(recipe, indent=2) + '\n')
     path = aside / 'configuration.json'
     configuration = json.loads(path.read_text())
     configuration['preprocessor'] = {'type': 'cartoon-style-prompt',
