@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,3 +110,9 @@ def test_every_preset_completes_a_recipe_and_names_its_sources(preset, method):
     settings = Recipe.of(method=method).completed(preset).settings()
     assert [key for key, value in settings.items() if value is None] == ['resolution']
     assert all(source for _, source in PRESETS[preset, method].values())
+
+
+def test_the_docs_state_the_presets_as_they_are():
+    page = (Path(__file__).parent.parent / 'docs' / 'training.md').read_text(encoding='utf-8')
+    small, large = PRESETS['small', 'lora'], PRESETS['stable-diffusion', 'lora']
+    assert [key for key in large if f'| `{key}` | {small[key][0]} | {large[key][0]} | {large[key][1]} |' not in page] == []

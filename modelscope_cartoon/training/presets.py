@@ -23,10 +23,13 @@ _STABLE_DIFFUSION: dict[str, tuple[Any, str]] = {
     'flip': (False, 'diffusers examples, --random_flip (off)'),
     'sample_every': (250, 'chosen here'),
 }
+# Measured on 60 pictures, every fifth held out, one run each, batch 4: the held-out error fell from 0.2494 in 60 and 120
+# steps to 0.2305, 0.2283 (attention), 0.2283, 0.2247 (attention+resnets), 0.2245, 0.2228 (and the text encoder, which
+# never read a trigger before); at three times the rate to 0.2285, 0.2268, and with the text encoder 0.2278, 0.2236.
 _SMALL: dict[str, tuple[Any, str]] = {
-    'batch_size': (12, _CHOSEN), 'snr_gamma': (0.0, 'v-prediction as it is: its weight is SNR + 1 already'),
-    'prior_share': (0.34, _CHOSEN), 'prior_count': (96, _CHOSEN), 'crops': (4, _CHOSEN), 'flip': (True, _CHOSEN),
-    'sample_every': (200, _CHOSEN), 'train_text_encoder': (False, _CHOSEN),
+    'batch_size': (8, _CHOSEN), 'snr_gamma': (0.0, 'v-prediction as it is: its weight is SNR + 1 already'),
+    'prior_share': (0.375, _CHOSEN), 'prior_count': (64, _CHOSEN), 'crops': (4, _CHOSEN), 'flip': (True, _CHOSEN),
+    'sample_every': (200, _CHOSEN), 'train_text_encoder': (True, _CHOSEN),
     'text_encoder_learning_rate': (1e-3, _CHOSEN),
 }
 PRESETS: dict[tuple[str, str], dict[str, tuple[Any, str]]] = {
@@ -34,26 +37,27 @@ PRESETS: dict[tuple[str, str], dict[str, tuple[Any, str]]] = {
         **_STABLE_DIFFUSION,
         'rank': (16, 'between the 4 of diffusers examples and the 32 usual with kohya sd-scripts'),
         'lora_targets': ('attention', _SD + '/train_dreambooth_lora.py'),
-        'steps': (1000, 'Ruiz et al. 2023, section 4'),
+        'steps': (1000, 'Ruiz et al. 2023, section 3.3'),
         'learning_rate': (1e-4, _SD + '/README.md, LoRA'),
         'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
     },
     ('stable-diffusion', 'full'): {
         **_STABLE_DIFFUSION,
         'rank': (16, 'not used'), 'lora_targets': ('attention', 'not used'),
-        'steps': (1000, 'Ruiz et al. 2023, section 4'),
-        'learning_rate': (5e-6, 'Ruiz et al. 2023, section 4, for Stable Diffusion'),
+        'steps': (1000, 'Ruiz et al. 2023, section 3.3'),
+        'learning_rate': (5e-6, 'Ruiz et al. 2023, section 3.3, for Stable Diffusion'),
         'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
     },
     ('small', 'lora'): {
         **_SMALL,
-        'rank': (16, _CHOSEN), 'lora_targets': ('attention+resnets', _CHOSEN), 'steps': (800, _CHOSEN),
+        'rank': (16, _CHOSEN), 'lora_targets': ('attention+resnets', _CHOSEN), 'steps': (600, _CHOSEN),
         'learning_rate': (1e-3, _CHOSEN), 'prior_target': ('base', _CHOSEN),
     },
     ('small', 'full'): {
         **_SMALL,
-        'rank': (16, 'not used'), 'lora_targets': ('attention', 'not used'), 'steps': (800, _CHOSEN),
-        'learning_rate': (1e-4, _CHOSEN), 'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
+        'rank': (16, 'not used'), 'lora_targets': ('attention', 'not used'), 'steps': (600, _CHOSEN),
+        'learning_rate': (1e-4, _CHOSEN), 'text_encoder_learning_rate': (1e-4, _CHOSEN),
+        'prior_target': ('picture', 'Ruiz et al. 2023, section 3.3'),
     },
 }
 
