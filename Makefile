@@ -10,6 +10,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/modelscope-cartoon draw "a portrait painting of a woman with red hair" --style flat --seed 7 -o $(OUT)
 
 test: $(VENV)/test.stamp
+	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest $(ARGS)
 
 $(VENV)/demo.stamp: setup.py constraints.txt

@@ -32,7 +32,7 @@ setup(
         'peft>=0.17',              # LoRA: diffusers attaches and trains them through it
         'psutil',
     ],
-    extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'tensorboard']},
+    extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard']},
     entry_points={
         'console_scripts': ['modelscope-cartoon = modelscope_cartoon.cli:main'],
         'modelscope_hub.cli_plugins': ['cartoon = modelscope_cartoon.cli:CartoonCommand'],
