@@ -3,7 +3,6 @@ where numbers overflow or memory runs out it falls back once, says so, and still
 """
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from modelscope_cartoon import memory as memory_modes
 from modelscope_cartoon import weights
 from modelscope_cartoon.configuration import MODEL_TYPE, configuration
 from modelscope_cartoon.errors import InvalidRequest, NonFiniteError, OutOfMemory
+from modelscope_cartoon.files import folder_aside, write_json
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
 from modelscope_cartoon.lora import Loras
@@ -165,13 +165,16 @@ class CartoonStableDiffusion(Model):
         return self
 
     def save_pretrained(self, target_folder: str, *_: Any, **__: Any) -> None:
-        """The folder as safetensors in the present dtype, which pipeline() and diffusers load."""
-        self._pipe.save_pretrained(target_folder, safe_serialization=True)
-        own = configuration(self.model_dir)
-        for relative in (own['preprocessor'].get('loras') or {}).values():
-            shutil.copytree(Path(self.model_dir, relative), Path(target_folder, relative), dirs_exist_ok=True)
-        text = json.dumps(own, ensure_ascii=False, indent=2)
-        Path(target_folder, 'configuration.json').write_text(text + '\n', encoding='utf-8')
+        """The folder as safetensors in the present dtype, which pipeline() and diffusers load; whole or not at all.
+
+        OutputError where `target_folder` can't be written, or already holds something.
+        """
+        with folder_aside(Path(target_folder)) as folder:
+            self._pipe.save_pretrained(folder, safe_serialization=True)
+            own = configuration(self.model_dir)
+            for relative in (own['preprocessor'].get('loras') or {}).values():
+                shutil.copytree(Path(self.model_dir, relative), folder / relative, dirs_exist_ok=True)
+            write_json(folder / 'configuration.json', own)
 
 
 def _rewinder(generator: Any) -> Callable[[], None]:

@@ -16,7 +16,7 @@ from modelscope.msdatasets import MsDataset
 from modelscope.pipelines import pipeline
 
 import modelscope_cartoon  # noqa: F401
-from modelscope_cartoon.errors import InvalidRequest, UnknownOption
+from modelscope_cartoon.errors import InvalidRequest, OutputError, UnknownOption
 from modelscope_cartoon.model import CartoonStableDiffusion
 from modelscope_cartoon.pipeline import CartoonPipeline
 from modelscope_cartoon.preprocessor import StylePromptPreprocessor
@@ -191,3 +191,10 @@ def test_the_rows_of_a_data_set_are_drawn_and_foreign_columns_are_named(load, pi
 def test_what_save_pretrained_writes_is_loaded_again_and_draws_the_same(pipe, tmp_path, picture):
     pipe.model.save_pretrained(str(tmp_path / 'saved'))
     assert (image(pipeline(TASK, model=str(tmp_path / 'saved'))) == picture).all()
+
+
+def test_save_pretrained_leaves_a_folder_with_something_in_it_alone(pipe, tmp_path):
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(OutputError, match=r'could not be written .* untouched'):
+        pipe.model.save_pretrained(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
