@@ -23,9 +23,9 @@ _STABLE_DIFFUSION: dict[str, tuple[Any, str]] = {
     'flip': (False, 'diffusers examples, --random_flip (off)'),
     'sample_every': (250, 'chosen here'),
 }
-# Measured on 60 pictures, every fifth held out, one run each, batch 4: the held-out error fell from 0.2494 in 60 and 120
-# steps to 0.2305, 0.2283 (attention), 0.2283, 0.2247 (attention+resnets), 0.2245, 0.2228 (and the text encoder, which
-# never read a trigger before); at three times the rate to 0.2285, 0.2268, and with the text encoder 0.2278, 0.2236.
+# Measured on 60 pictures, every fifth held out, one run each, batch 4: the held-out error fell from 0.2494 in 60 and
+# 120 steps to 0.2305 and 0.2283 (attention), 0.2283 and 0.2247 (attention+resnets), 0.2245 and 0.2228 (the text encoder
+# too, which never read a trigger before); at three times the rate to 0.2285 and 0.2268, 0.2278 and 0.2236.
 _SMALL: dict[str, tuple[Any, str]] = {
     'batch_size': (8, _CHOSEN), 'snr_gamma': (0.0, 'v-prediction as it is: its weight is SNR + 1 already'),
     'prior_share': (0.375, _CHOSEN), 'prior_count': (64, _CHOSEN), 'crops': (4, _CHOSEN), 'flip': (True, _CHOSEN),
