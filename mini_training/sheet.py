@@ -21,8 +21,9 @@ PROMPTS = (
 
 def draw(pipe: Any, prompts: list[str], seed: int, **settings: Any) -> Image.Image:
     """One try each, nothing selected."""
-    asked = [{'text': prompt, 'style': look, 'seed': seed, 'output_type': 'rgb'} for prompt in prompts for look in LOOKS]
-    pictures = [output['output_imgs'][0] for output in pipe(asked, batch_size=8, **settings)]
+    asked = [{'text': prompt, 'style': look} for prompt in prompts for look in LOOKS]
+    outputs = pipe(asked, batch_size=8, seed=seed, output_type='rgb', **settings)
+    pictures = [output['output_imgs'][0] for output in outputs]
     rows = [np.hstack(pictures[i:i + len(LOOKS)]) for i in range(0, len(pictures), len(LOOKS))]
     return Image.fromarray(np.vstack(rows))
 
