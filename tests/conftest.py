@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -11,6 +12,7 @@ import tiny
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)     # a run in the background would start with Ctrl-C ignored
 
 
 @pytest.fixture(scope='session')
