@@ -10,22 +10,35 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import CartoonError, Stopped
+from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='modelscope-cartoon', description='Cartoon pictures from text.')
+    parser = _Parser(prog='modelscope-cartoon', description='Cartoon pictures from text.')
     parser.add_argument('--version', action='version', version=f'modelscope-cartoon {__version__}')
-    _add_commands(parser)
-    return run(parser.parse_args(arguments))
+    commands = _add_commands(parser)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = commands.choices[parsed.cartoon_command].format_usage().replace('[', ' ').split()
+        parser.error(f'unknown argument {unknown[0]!r}{did_you_mean(unknown[0], known)}; '
+                     f'all of them: modelscope-cartoon {parsed.cartoon_command} --help')
+    return run(parsed)
 
 
-def _add_commands(parser: argparse.ArgumentParser) -> None:
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, as everywhere here, instead of the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'modelscope-cartoon: {message}\n')
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
@@ -33,6 +46,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
     commands.choices['doctor'].add_argument('--verify', action='store_true', help="check every model's files")
+    return commands
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:

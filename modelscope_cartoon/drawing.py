@@ -121,8 +121,8 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
     from modelscope_cartoon.pipeline import load_pipeline
 
     if arguments.model is None:
-        print('drawing with the embedded mini model (128 px); for the full-size models (768 px, 5 GB each): '
-              '--style flat --model full', file=sys.stderr)
+        print('drawing with the embedded mini model (128 px); --model full takes the full-size model of a style '
+              '(768 px, 5 GB each)', file=sys.stderr)
     device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
     return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory,
                          lora_dir=arguments.lora_dir)

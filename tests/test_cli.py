@@ -171,3 +171,14 @@ def test_it_draws_where_opencv_cannot_be_imported(tiny_folder):
     run = subprocess.run([sys.executable, '-c', code, str(tiny_folder)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert Image.open('cat.png').size == (64, 64)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['draw', 'a cat', '--stile', 'flat'], "did you mean '--style'?"),
+    (['draw', 'a cat', '--steps', 'few'], 'invalid int'),
+    (['paint'], 'invalid choice'), ([], 'COMMAND')])
+def test_a_mistyped_option_is_one_line_and_exit_code_2(capsys, arguments, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count('\n') == 1 and words in err

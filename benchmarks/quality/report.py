@@ -34,12 +34,13 @@ def tiled(rows: Sequence[tuple[str, Sequence[Any]]], heads: Sequence[str]) -> Im
 
 
 def sheet(asks: Sequence[Ask], drawn: Pictures) -> Image.Image:
-    """All pictures of the group 'sheet', in order: a prompt and its seed a row, a style a column."""
-    rows: dict[str, list[Any]] = {}
+    """All pictures of the group 'sheet', in order: a seed a row, a style a column. A portrait's frame ("a drawing of",
+    "cartoon portrait of") may differ from style to style; the row's label is the first one's."""
+    rows: dict[int, tuple[str, list[Any]]] = {}
     for ask, picture in zip(asks, drawn):
         if ask.group == 'sheet':
-            rows.setdefault(f'{ask.text}, seed {ask.seed}', []).append(picture)
-    return tiled(list(rows.items()), tuple(LOOKS))
+            rows.setdefault(ask.seed, (f'{ask.text}, seed {ask.seed}', []))[1].append(picture)
+    return tiled(list(rows.values()), tuple(LOOKS))
 
 
 def neighbours(asks: Sequence[Ask], drawn: Pictures, training: Training) -> Image.Image:
