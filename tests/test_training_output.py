@@ -23,12 +23,6 @@ LORA = 'pytorch_lora_weights.safetensors'
 
 
 @pytest.fixture(scope='module')
-def inputs(tmp_path_factory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp('inputs')
-    return runs.write_pictures(root / 'pictures'), runs.write_base(root / 'base')
-
-
-@pytest.fixture(scope='module')
 def trained(inputs, tmp_path_factory) -> Path:
     """With samples, the text encoder, and a LoRA scaled by two."""
     return runs.train(*inputs, tmp_path_factory.mktemp('out') / 'style', sample_every=5, train_text_encoder=True,

@@ -20,12 +20,6 @@ LORA = 'pytorch_lora_weights.safetensors'
 
 
 @pytest.fixture(scope='module')
-def inputs(tmp_path_factory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp('inputs')
-    return runs.write_pictures(root / 'pictures'), runs.write_base(root / 'base')
-
-
-@pytest.fixture(scope='module')
 def unbroken(inputs, tmp_path_factory) -> Path:
     return runs.train(*inputs, tmp_path_factory.mktemp('unbroken') / 'style')
 

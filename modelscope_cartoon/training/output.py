@@ -4,7 +4,6 @@ manifest.json is written last, so a folder with one is whole.
 """
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import torch
 from modelscope_cartoon import __version__, mini
 from modelscope_cartoon.configuration import MODEL_TYPE, PIPELINE_TYPE, PREPROCESSOR_TYPE, TASK
 from modelscope_cartoon.errors import NonFiniteError
-from modelscope_cartoon.files import write_file
+from modelscope_cartoon.files import write_file, write_json
 from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.hub import hub_model
 from modelscope_cartoon.styles import style_of_path
@@ -42,8 +41,8 @@ def write_output(folder: Path, base: Base, examples: Sequence[Example], history:
         write_file(folder / f'{name}.safetensors', kohya_file(base, layers, name))
     else:
         _write_full(folder, base)
-    _write_json(folder / 'configuration.json', configuration(base))
-    _write_json(folder / 'recipe.json', recipe_record(base, examples, history))
+    write_json(folder / 'configuration.json', configuration(base))
+    write_json(folder / 'recipe.json', recipe_record(base, examples, history))
     write_file(folder / 'loss.png', png(loss_curve(history)))
     write_file(folder / 'README.md', card(name, base, examples, has_sheet(folder)).encode())
     write_manifest(folder)
@@ -117,8 +116,4 @@ def write_manifest(folder: Path) -> None:
     files = [path for path in sorted(folder.rglob('*'))
              if path.is_file() and path.relative_to(folder).parts[0] not in (WORK, MANIFEST)]
     digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
-    _write_json(folder / MANIFEST, {'files': digests})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_file(path, (json.dumps(content, ensure_ascii=False, indent=2) + '\n').encode())
+    write_json(folder / MANIFEST, {'files': digests})
