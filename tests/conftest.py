@@ -30,6 +30,6 @@ def tiny_pipe(tiny_folder: Path):
 @pytest.fixture(scope='module')
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What a training run takes: a folder of pictures, and a base. Read only."""
-    import training_runs     # needs Unix; the other tests don't
+    import training_runs  # needs Unix; the other tests don't
     root = tmp_path_factory.mktemp('inputs')
     return training_runs.write_pictures(root / 'pictures'), training_runs.write_base(root / 'base')
