@@ -131,6 +131,8 @@ def restore(args: argparse.Namespace, model: Denoiser, optimizer: Optimizers) ->
         if args.init:
             weights = torch.load(args.init, weights_only=True)
             model.load_state_dict({k: v for k, v in weights.items() if not reads_text(k)}, strict=False)
+        if args.again:
+            model.load_state_dict(torch.load(args.again, weights_only=True))
         return {'step': 0, 'start': now, 'until': now + 60 * args.minutes, 'ema': None}
     state: dict[str, Any] = torch.load(path, weights_only=True)
     model.load_state_dict(state.pop('model'))
@@ -175,7 +177,7 @@ def loop(rank: int, args: argparse.Namespace, model: Denoiser, parameters: list[
          optimizer: Optimizers, ema: list[torch.Tensor], batches: Batches, state: dict[str, Any]) -> None:
     saved, first, began, mean = time.time(), state['step'], time.time(), 1.0
     while (progress := shared_progress(state['start'], state['until'])) < 1:
-        optimizer.set_rate(share_of_rate(progress, state['step']))
+        optimizer.set_rate(args.peak * share_of_rate(progress, state['step']))
         loss = local_steps(model, parameters, optimizer, batches, args.batch // args.processes)
         average_weights(parameters)
         step = state['step'] = state['step'] + SYNC_STEPS
@@ -208,6 +210,8 @@ def main() -> None:
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--minutes', type=float, required=True)
     parser.add_argument('--init', type=Path, help='an earlier run: its UNet is kept where it reads no text')
+    parser.add_argument('--again', type=Path, help='an ended run: all its weights, under a new schedule')
+    parser.add_argument('--peak', type=float, default=1.0, help='share of the highest rates, lower for --again')
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--threads', type=int, default=1)
