@@ -31,6 +31,7 @@ setup(
         'numpy',
         'peft>=0.17',              # LoRA: diffusers attaches and trains them through it
         'psutil',
+        'filelock',                # two processes that want the same converted network: one builds it
     ],
     extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard']},
     entry_points={

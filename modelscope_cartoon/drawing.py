@@ -125,7 +125,7 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
               '(768 px, 5 GB each)', file=sys.stderr)
     device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
     return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory,
-                         lora_dir=arguments.lora_dir)
+                         backend=arguments.backend, lora_dir=arguments.lora_dir)
 
 
 class Target:

@@ -105,8 +105,9 @@ def test_weights_are_in_the_precision_that_was_asked_for(tiny_folder, dtype):
     model = load_pipeline(tiny_folder, device='cpu', dtype=dtype).model
     name = str(dtype).removeprefix('torch.')
     wanted = {'float16': torch.float16, 'bfloat16': torch.bfloat16}.get(name, torch.float32)
-    found = {p.dtype for part in ('unet', 'vae', 'text_encoder') for p in getattr(model._pipe, part).parameters()}
-    assert found == {wanted} and model.dtype == wanted and not model._pipe.unet.training
+    networks = [getattr(model.diffusers_pipeline, part) for part in ('unet', 'vae', 'text_encoder')]
+    found = {p.dtype for network in networks for p in network.parameters()}
+    assert found == {wanted} and model.dtype == wanted and not model.diffusers_pipeline.unet.training
 
 
 def test_a_model_too_big_for_the_memory_is_refused_before_it_is_read(tiny_folder, monkeypatch):
