@@ -119,7 +119,7 @@ class CartoonStableDiffusion(Model):
         try:
             return self._sample(request, pictures)
         except Overflow as overflow:
-            if self._backend.pipe.unet.dtype == torch.float32:
+            if self._backend.pipe.unet.dtype == self.dtype == torch.float32:
                 raise _non_finite(overflow) from overflow
             self._to_fp32(overflow)
         rewind()
