@@ -6,16 +6,18 @@ used any more, because the user has put another network into the pipeline, torch
 """
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 
-from modelscope_cartoon import weights
+from modelscope_cartoon import deepcache, weights
 from modelscope_cartoon.backends import Report, conversion, graphs
 from modelscope_cartoon.backends.eager import Eager
 from modelscope_cartoon.backends.graphs import Graph
@@ -28,9 +30,6 @@ from modelscope_cartoon.lora_choice import LoraChoice
 from modelscope_cartoon.precision import is_small
 
 _FILES = {'text_encoder': ('text_encoder',), 'unet': ('unet', 'shallow'), 'vae': ('vae',)}
-_BLOCKS = {'DownBlock2D', 'CrossAttnDownBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'}
-_UNLIKE = ('center_input_sample', 'class_embed_type', 'addition_embed_type', 'encoder_hid_dim_type',
-           'time_cond_proj_dim', 'time_embedding_act_fn')     # of a UNet2DConditionModel; not set in Stable Diffusion's
 Networks = dict[str, Graph]     # by the name of the file
 
 
@@ -40,7 +39,7 @@ class OpenVINO(Eager):
 
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype, memory_mode: str):
         self.folder, self.device, self.dtype, self.memory_mode = folder, device, dtype, memory_mode
-        self._loras, self._skeleton = Loras(), conversion.skeleton(folder)
+        self._loras = Loras()
         self._merged: dict[str, Networks] = {}     # by conversion.lora_key
         try:
             if device.type != 'cpu':
@@ -61,14 +60,11 @@ class OpenVINO(Eager):
     @classmethod
     def obstacle(cls, folder: ModelFolder) -> str | None:
         config = folder.configs['unet']
-        kind = config.get('_class_name', 'UNet2DConditionModel')
-        strange = [block for key in ('down_block_types', 'up_block_types') for block in config.get(key) or ()
-                   if block not in _BLOCKS]
-        unlike = [key for key in _UNLIKE if config.get(key)]
-        if kind == 'UNet2DConditionModel' and not strange and not unlike:
-            return None
-        what = kind if kind != 'UNet2DConditionModel' else strange[0] if strange else f'{unlike[0]} set'
-        return f'its UNet is, or has, a {what}, and plain Stable Diffusion UNets alone are converted for OpenVINO.'
+        blocks = [*(config.get('down_block_types') or ()), *(config.get('up_block_types') or ())]
+        unlike = [f'a {block}' for block in blocks if block not in deepcache.BLOCKS]
+        unlike += [f'the {name} {config[name]!r}' for name, plain in deepcache.PLAIN.items()
+                   if config.get(name, plain) != plain]
+        return f'its UNet has {unlike[0]}, and plain Stable Diffusion UNets alone are converted.' if unlike else None
 
     @classmethod
     def recommended(cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -86,6 +82,10 @@ class OpenVINO(Eager):
         if done:
             report(f'{", ".join(done)}: converted for OpenVINO, in {target}.')
         return bool(done)
+
+    @functools.cached_property
+    def _skeleton(self) -> SimpleNamespace:
+        return conversion.skeleton(self.folder)
 
     def _load_base(self) -> Networks:
         target = conversion.place(self.folder)
