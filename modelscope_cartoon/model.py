@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ class CartoonStableDiffusion(Model):
         logger.warning('not enough memory for %s in memory mode %r; trying %r, which is slower.',
                        doing, self.memory_mode, lower)
         self.memory_mode = lower
+        traceback.clear_frames(error.__traceback__)     # they hold what took the memory
         self._backend.set_memory(lower)
 
     def _out_of_memory(self, doing: str) -> OutOfMemory:

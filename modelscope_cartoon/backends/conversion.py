@@ -1,6 +1,6 @@
 """A model's networks from torch into OpenVINO's files: once for its weights, once more for each set of LoRAs.
 
-    cache/<hash of the weights>/openvino-<version>-<FORM>/
+    <cache>/openvino/<hash of the weights>-<openvino's version>-<FORM>/
         unet/           unet.xml, shallow.xml (what modelscope_cartoon.deepcache reuses features with)
         text_encoder/   text_encoder.xml
         vae/            vae.xml, the decoder alone
@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from modelscope_cartoon import cache, deepcache, weights
 from modelscope_cartoon.backends import graphs
+from modelscope_cartoon.files import write_json
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.lora import Loras
 from modelscope_cartoon.lora_choice import LoraChoice, weights_file
@@ -38,23 +39,25 @@ _Call = Callable[..., Any]
 
 
 def place(folder: ModelFolder) -> Path:
-    return cache.root() / cache.weights_hash(folder) / _form()
+    return _place(cache.weights_hash(folder))
+
+
+def _place(weights_hash: str) -> Path:
+    return cache.root() / 'openvino' / f'{weights_hash}-{importlib.metadata.version("openvino")}-{FORM}'
 
 
 def is_here(folder: ModelFolder) -> bool:
-    """Whether all of it was converted before. Weights of which nothing was are not read for their hash."""
-    if not any(cache.root().glob(f'*/{_form()}')):
-        return False
-    return all((place(folder) / network).is_dir() for network in NETWORKS)
-
-
-def _form() -> str:
-    return f'openvino-{importlib.metadata.version("openvino")}-{FORM}'
+    """Whether all of it was converted before. Reads no weights: ones that were have been read for their hash."""
+    known = cache.remembered_hash(folder)
+    return known is not None and all((_place(known) / network).is_dir() for network in NETWORKS)
 
 
 def convert(folder: ModelFolder, network: str, target: Path, loras: Sequence[LoraChoice] = ()) -> bool:
     """Writes `network`'s graphs into `target`/`network`, once for all processes; True where this call did it."""
-    return cache.built(target / network, lambda aside: _write(folder, network, aside, loras))
+    built = cache.built(target / network, lambda aside: _write(folder, network, aside, loras))
+    if built:
+        write_json(target / 'manifest.json', {'source': str(folder.root), 'loras': [list(lora) for lora in loras]})
+    return built
 
 
 def _write(folder: ModelFolder, network: str, aside: Path, loras: Sequence[LoraChoice]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from modelscope_cartoon import deepcache, weights
+from modelscope_cartoon import deepcache, prepared, weights
 from modelscope_cartoon.backends import Report, conversion, graphs
 from modelscope_cartoon.backends.eager import Eager
 from modelscope_cartoon.backends.graphs import Graph
@@ -47,7 +47,7 @@ class OpenVINO(Eager):
             self._base = self._load_base()
         except _Unfit as unfit:
             logger.warning('%s; drawing with torch instead.', unfit)
-            self.name, self.pipe = Eager.name, weights.load(folder, dtype)
+            self.name, self.pipe = Eager.name, prepared.load(folder, dtype)
         else:
             self.pipe = self._pipeline(self._base)
 
@@ -80,7 +80,7 @@ class OpenVINO(Eager):
         target = conversion.place(folder)
         done = [name for name in conversion.NETWORKS if conversion.convert(folder, name, target)]
         if done:
-            report(f'{", ".join(done)}: converted for OpenVINO, in {target}.')
+            report(f'{", ".join(done)}: converted for OpenVINO, in {target}')
         return bool(done)
 
     @functools.cached_property
@@ -221,7 +221,7 @@ class OpenVINO(Eager):
 
     def save_networks(self, folder: str) -> None:
         if self._runs_openvino():
-            pipe = weights.load(self.folder, self.dtype)
+            pipe = prepared.load(self.folder, self.dtype)
             pipe.scheduler = self.pipe.scheduler
             pipe.save_pretrained(folder, safe_serialization=True)
         else:
