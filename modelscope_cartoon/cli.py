@@ -105,7 +105,8 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     what.add_argument('--list', action='store_true', help='what was prepared, with its size on disk')
     what.add_argument('--remove', metavar='MODEL', help='delete what was prepared for a model, or an entry of --list')
     prepare.add_argument('--dtype', default='bfloat16', help='bfloat16 (default), float16')
-    prepare.add_argument('--backend', default='auto', help='what to prepare it for: auto (all that run here), openvino, torch, int8')
+    prepare.add_argument('--backend', default='auto',
+                         help='what to prepare it for: auto (all that run here), openvino, torch, int8')
     prepare.add_argument('--accept', action='store_true',
                          help='int8: keep it whatever it costs; otherwise you are asked, with the distance in sight')
     prepare.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')

@@ -102,11 +102,11 @@ class Loras:
     def changed(self, pipe: Any, choices: Sequence[LoraChoice]) -> list[str]:
         """'unet' and 'text_encoder', or the one of them that `choices` change."""
         changed = {id(layer.module) for layer, _ in self._wrappers(pipe, choices)}
-        return [network for network in NETWORKS if changed & {id(module) for module in getattr(pipe, network).modules()}]
+        return [name for name in NETWORKS if changed & {id(module) for module in getattr(pipe, name).modules()}]
 
     @torch.no_grad()
     def merge(self, pipe: Any, choices: Sequence[LoraChoice]) -> None:
-        """Adds `choices` to the weights of `pipe` for good; a network on the meta device has none and stays as it is."""
+        """Adds `choices` to the weights of `pipe` for good. A network on the meta device stays as it is."""
         for layer, wrapper in self._wrappers(pipe, choices):
             if not layer.module.weight.is_meta:
                 changes = [_product(delta) * (scale * delta.alpha / delta.divisor) for delta, scale in wrapper.terms]

@@ -118,8 +118,10 @@ class OpenVINO(Eager):
                          f'({" ".join(str(error).split())[:300]})') from error
 
     def _graphs(self, network: str, target: Path) -> Networks:
-        return {name: Graph(target / network / f'{name}.xml', _precision(self.dtype), self.memory_mode == 'full')
-                for name in _FILES[network]}
+        return {name: self._graph(target / network / f'{name}.xml') for name in _FILES[network]}
+
+    def _graph(self, file: Path) -> Graph:
+        return Graph(file, _precision(self.dtype), self.memory_mode == 'full')
 
     def _pipeline(self, networks: Networks) -> StableDiffusionPipeline:
         configs = self.folder.configs
