@@ -159,6 +159,16 @@ def test_a_conversion_that_fails_leaves_a_pipeline_that_draws_with_torch(tiny_fo
     assert pipe.model.backend == 'torch' and np.array_equal(draw(pipe), draw(tiny_pipe))
 
 
+def test_loras_that_can_not_be_merged_leave_a_pipeline_that_draws_them_with_torch(tiny_folder, tiny_pipe, lora,
+                                                                                    monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError('no such operation')
+    pipe = load_pipeline(tiny_folder, device='cpu', backend='openvino')
+    monkeypatch.setitem(conversion._CALLS, 'unet', fail)
+    assert np.array_equal(draw(pipe, lora=(lora, 0.35)), draw(tiny_pipe, lora=(lora, 0.35)))
+    assert 'no such operation); torch runs all of the pipeline from now on' in caplog.text
+
+
 def test_on_another_device_torch_draws(tiny_folder, caplog):
     backend = OpenVINO(ModelFolder(tiny_folder), torch.device('cuda'), torch.float32, 'full')
     assert backend.name == 'torch' and 'not on cuda; drawing with torch instead' in caplog.text
@@ -168,7 +178,7 @@ def test_a_replaced_unet_hands_the_pipeline_to_torch(tiny_folder, tiny_pipe, lor
     pipe = load_pipeline(tiny_folder, device='cpu', backend='openvino')
     pipe.pipeline.unet = StableDiffusionPipeline.from_pretrained(tiny_folder).unet
     assert np.array_equal(draw(pipe), draw(tiny_pipe))
-    assert caplog.text.count('the unet was replaced: torch runs all of the pipeline from now on') == 1
+    assert caplog.text.count('replaced in the pipeline: unet; torch runs all of the pipeline from now on') == 1
     assert pipe.model.backend == 'torch' and np.array_equal(draw(pipe, lora=lora), draw(tiny_pipe, lora=lora))
 
 
@@ -176,7 +186,7 @@ def test_a_replaced_pipeline_is_drawn_with_as_it_is(tiny_folder, tiny_pipe, capl
     pipe = load_pipeline(tiny_folder, device='cpu', backend='openvino')
     pipe.pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
     assert np.array_equal(draw(pipe), draw(tiny_pipe))
-    assert 'the unet and the text_encoder was replaced' not in caplog.text and pipe.model.backend == 'torch'
+    assert 'replaced in the pipeline: unet, text_encoder' in caplog.text and pipe.model.backend == 'torch'
 
 
 def test_a_replaced_vae_alone_leaves_the_rest_where_it_was(tiny_folder, tiny_pipe):

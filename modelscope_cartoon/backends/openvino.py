@@ -1,5 +1,4 @@
 """OpenVINO on the CPU: the networks converted once, kept on disk, and run without torch's weights in memory.
-
 diffusers' pipeline and loop stay as they are; what computes in it are stand-ins (standins.py) around graphs
 (graphs.py) of converted files (conversion.py). LoRAs are merged into weights of their own. Where OpenVINO can't be
 used any more, because the user has put another network into the pipeline, torch takes over and says so.
@@ -7,7 +6,6 @@ used any more, because the user has put another network into the pipeline, torch
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from modelscope_cartoon import deepcache, prepared, weights
+from modelscope_cartoon import cache, deepcache, prepared, weights
 from modelscope_cartoon.backends import Report, conversion, graphs
 from modelscope_cartoon.backends.eager import Eager
 from modelscope_cartoon.backends.graphs import Graph
@@ -25,11 +23,12 @@ from modelscope_cartoon.backends.standins import StandIn, TextEncoder, UNet, Vae
 from modelscope_cartoon.errors import CartoonError
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
-from modelscope_cartoon.lora import Loras
+from modelscope_cartoon.lora import NETWORKS, Loras
 from modelscope_cartoon.lora_choice import LoraChoice
 from modelscope_cartoon.precision import is_small
 
 _FILES = {'text_encoder': ('text_encoder',), 'unet': ('unet', 'shallow'), 'vae': ('vae',)}
+KEPT_SETS = 4                   # of LoRAs at hand; those of a full-size model are compiled anew when they take turns
 Networks = dict[str, Graph]     # by the name of the file
 
 
@@ -104,7 +103,7 @@ class OpenVINO(Eager):
             return self._graphs(network, target)
         except RuntimeError as error:
             logger.warning('%s is damaged (%s) and is built again.', target / network, str(error).splitlines()[-1])
-            shutil.rmtree(target / network)
+            cache.remove(target / network)
         self._convert(network, target, loras)
         return self._graphs(network, target)
 
@@ -132,11 +131,12 @@ class OpenVINO(Eager):
 
     @contextmanager
     def drawing(self, loras: Sequence[LoraChoice]) -> Iterator[None]:
-        if not self._runs_openvino():
+        networks = self._networks(loras) if self._runs_openvino() else None
+        if networks is None:
             with super().drawing(loras):
                 yield
             return
-        before = self._use(self._with(loras))
+        before = self._use(networks)
         try:
             yield
         finally:
@@ -149,13 +149,25 @@ class OpenVINO(Eager):
         unet.graph, unet.shallow, text_encoder.graph = (networks[name] for name in before)
         return before
 
+    def _networks(self, loras: Sequence[LoraChoice]) -> Networks | None:
+        """None where they can't be merged and converted; torch has taken over then."""
+        try:
+            networks = self._with(loras)
+        except _Unfit as unfit:
+            self._hand_over(str(unfit), self.dtype)
+            return None
+        if not is_small(conversion.folder_bytes(self.folder)):     # else as much memory again for each set
+            for graph in self._all_graphs():
+                if graph not in networks.values():
+                    graph.forget()
+        return networks
+
     def _with(self, loras: Sequence[LoraChoice]) -> Networks:
         if not loras:
             return self._base
         key = conversion.lora_key(loras)
         found = self._merged.pop(key, None)
-        most = 4 if is_small(conversion.folder_bytes(self.folder)) else 1     # compiled ones take their weights' memory
-        while found is None and len(self._merged) >= most:
+        while found is None and len(self._merged) >= KEPT_SETS:
             del self._merged[next(iter(self._merged))]
         self._merged[key] = found or self._merge(key, loras)
         return self._base | self._merged[key]
@@ -173,22 +185,19 @@ class OpenVINO(Eager):
 
     def _runs_openvino(self) -> bool:
         """False from the moment on where the user has put other networks into the pipeline: torch runs those."""
-        strangers = [name for name in ('unet', 'text_encoder') if not isinstance(getattr(self.pipe, name), StandIn)]
-        if not strangers:
-            return True
-        if self.name != Eager.name:
-            logger.warning('the %s was replaced: torch runs all of the pipeline from now on, not OpenVINO.',
-                           ' and the '.join(strangers))
-            self.name = Eager.name
-            self._fill_with_torch()
-        return False
+        strangers = [name for name in NETWORKS if not isinstance(getattr(self.pipe, name, None), StandIn)]
+        if strangers and self.name != Eager.name:
+            theirs = getattr(self.pipe, strangers[0], None)
+            self._hand_over(f'replaced in the pipeline: {", ".join(strangers)}', getattr(theirs, 'dtype', self.dtype))
+        return not strangers
 
-    def _fill_with_torch(self) -> None:
-        """Networks from the folder for the stand-ins that are left, in the precision of the user's own."""
-        names = [name for name in conversion.NETWORKS if isinstance(getattr(self.pipe, name), (StandIn, Vae))]
-        dtype = next(getattr(self.pipe, name).dtype for name in conversion.NETWORKS if name not in names)
-        for name in names:
-            setattr(self.pipe, name, weights.load_component(self.folder, name, dtype))
+    def _hand_over(self, why: str, dtype: torch.dtype) -> None:
+        """Networks from the folder for the stand-ins that are left, in `dtype`."""
+        logger.warning('%s; torch runs all of the pipeline from now on, not OpenVINO.', why)
+        self.name = Eager.name
+        for name in conversion.NETWORKS:
+            if isinstance(getattr(self.pipe, name, None), (StandIn, Vae)):
+                setattr(self.pipe, name, weights.load_component(self.folder, name, dtype))
         self.set_memory(self.memory_mode)
 
     def check_lora(self, choice: LoraChoice) -> None:
@@ -231,7 +240,7 @@ class OpenVINO(Eager):
 
 
 class _Unfit(Exception):
-    """Why OpenVINO can't draw this; torch does then."""
+    """Why OpenVINO can't draw this; torch does it then."""
 
 
 def _precision(dtype: torch.dtype) -> str:
