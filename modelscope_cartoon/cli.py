@@ -77,7 +77,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
     draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
-    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, torch')
+    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, openvino, torch, int8')
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
     draw.add_argument('--json', action='store_true', help='machine-readable output')
@@ -105,7 +105,10 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     what.add_argument('--list', action='store_true', help='what was prepared, with its size on disk')
     what.add_argument('--remove', metavar='MODEL', help='delete what was prepared for a model, or an entry of --list')
     prepare.add_argument('--dtype', default='bfloat16', help='bfloat16 (default), float16')
-    prepare.add_argument('--backend', default='auto', help='what to prepare it for: auto (all that run here), torch')
+    prepare.add_argument('--backend', default='auto',
+                         help='what to prepare it for: auto (all that run here), openvino, torch, int8')
+    prepare.add_argument('--accept', action='store_true',
+                         help='int8: keep it whatever it costs; otherwise you are asked, with the distance in sight')
     prepare.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     prepare.add_argument('--json', action='store_true', help='machine-readable output')
 

@@ -83,6 +83,9 @@ def advice() -> list[str]:
         lines.append('no CUDA GPU: the full-size models take minutes a picture here; the mini model takes seconds.')
         if not cpu_has_bf16():
             lines.append('this processor has no bf16 arithmetic: full-size models are drawn in float32 (5 GiB).')
+        if importlib.util.find_spec('openvino') is None:
+            lines.append('openvino would draw full-size models about 1.4 times as fast as torch here: pip install '
+                         "'modelscope-cartoon[openvino]'; then: modelscope-cartoon prepare MODEL")
     try:
         import cv2  # noqa: F401
     except ImportError as error:
