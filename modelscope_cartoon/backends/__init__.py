@@ -79,7 +79,7 @@ class Backend(ABC):
 
 
 # in the order in which `auto` asks; a new backend is one file and one row here
-_MODULES = {'torch': 'eager.Eager'}
+_MODULES = {'compile': 'compiled.Compiled', 'torch': 'eager.Eager'}
 NAMES = ('auto', *_MODULES)
 
 

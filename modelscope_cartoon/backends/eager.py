@@ -1,6 +1,7 @@
 """torch, as diffusers runs it: everywhere, no preparation, LoRAs and every scheduler at once.
 
-bf16 or fp16 where the hardware multiplies in it (modelscope_cartoon.precision), diffusers' fused attention.
+bf16 or fp16 where the hardware multiplies in it (modelscope_cartoon.precision), diffusers' fused attention. 16-bit
+convolutions run in channels_last, the layout that cuDNN's and oneDNN's kernels for them have (docs/backends.md).
 """
 from __future__ import annotations
 
@@ -24,6 +25,8 @@ class Eager(Backend):
         self.device, self.memory_mode = device, memory_mode
         self._loras = Loras()
         self.pipe = weights.load(folder, dtype)
+        if dtype != torch.float32:
+            to_channels_last(self.pipe)
 
     @classmethod
     def recommended(cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -50,3 +53,9 @@ class Eager(Backend):
 
     def save_networks(self, folder: str) -> None:
         self.pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def to_channels_last(pipe: Any) -> None:
+    """The weights of `pipe`'s convolutions; the pictures that pass through them follow."""
+    for network in (pipe.unet, pipe.vae):
+        network.to(memory_format=torch.channels_last)
