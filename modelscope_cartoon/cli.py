@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import CartoonError, Stopped
 from modelscope_cartoon.names import did_you_mean
+from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
 
@@ -65,8 +66,13 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--num-images-per-prompt', '-n', type=int, metavar='N')
     draw.add_argument('--height', type=int)
     draw.add_argument('--width', type=int)
+    draw.add_argument('--preset', metavar='NAME', help='; '.join(f'{row.name}: {row.words}' for row in PRESETS))
     draw.add_argument('--num-inference-steps', '--steps', type=int, metavar='N')
     draw.add_argument('--guidance-scale', '--guidance', type=float, metavar='X')
+    draw.add_argument('--guidance-interval', nargs=2, type=float, metavar=('START', 'STOP'),
+                      help='guidance on these of the steps alone, as fractions: 0 0.5')
+    draw.add_argument('--cache-interval', type=int, metavar='N',
+                      help='every N-th UNet call is whole, the others reuse its deep features')
     draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
     draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')

@@ -19,8 +19,8 @@ from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.styles import styles
 
 FULL = 'full'
-_FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'num_inference_steps', 'guidance_scale',
-           'scheduler')
+_FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'preset', 'num_inference_steps',
+           'guidance_scale', 'guidance_interval', 'cache_interval', 'scheduler')
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -100,7 +100,8 @@ def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model
     prompts, loras = output['revised_prompt'], output.get('loras')
     for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
         yield {'file': str(write_file(target.next(request, seed), image)), 'model': model, 'style': request['style'],
-               'seed': seed, 'seconds': seconds, 'revised_prompt': prompts if isinstance(prompts, str) else prompts[i],
+               'seed': seed, 'seconds': seconds, 'preset': output['preset'],
+               'revised_prompt': prompts if isinstance(prompts, str) else prompts[i],
                **({'loras': loras[i] if isinstance(loras[0], list) else loras} if loras else {})}
 
 

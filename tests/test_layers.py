@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
-             'files', 'configuration', 'mini', 'lora_choice', 'cache'}
+             'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets'}
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
-          'lora', 'lora_file', 'backends'}
+          'lora', 'lora_file', 'backends', 'guidance', 'deepcache'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
 FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
