@@ -43,6 +43,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
+    _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
     _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
@@ -98,6 +99,11 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
     publish.add_argument('--device', help='what draws the sample pictures: gpu, cpu, cuda:1')
 
 
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.comparing import add_options
+    add_options(compare)
+
+
 def _add_train(train: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.teaching import add_options
     add_options(train)
@@ -129,6 +135,9 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.cartoon_command == 'publish':
         from modelscope_cartoon.publishing import publish
         return publish(arguments)
+    if arguments.cartoon_command == 'compare':
+        from modelscope_cartoon.comparing import compare
+        return compare(arguments)
     if arguments.cartoon_command == 'train':
         from modelscope_cartoon.teaching import teach
         return teach(arguments)

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from modelscope_cartoon import cache, load_pipeline
 from modelscope_cartoon.backends import buckets, choose, get_backend
-from modelscope_cartoon.backends.compiled import Compiled, _prepared
+from modelscope_cartoon.backends.compiled import Compiled, _prepared, compiled_calls
 from modelscope_cartoon.backends.merged_loras import MergedLoras
 from modelscope_cartoon.errors import ModelError
 from modelscope_cartoon.folder import ModelFolder
@@ -75,7 +75,8 @@ def test_loras_and_their_scales_change_the_picture_and_not_the_graph(compiled, t
 def test_a_second_size_is_one_graph_more_for_each_network(compiled, caplog):
     before = graphs()
     draw(compiled, height=512, width=512, num_inference_steps=1)
-    assert graphs() == before + 2 and 'compiling the UNet2DConditionModel for 512 x 512 pixels, 2 at once' in caplog.text
+    assert graphs() == before + 2
+    assert 'compiling the UNet2DConditionModel for 512 x 512 pixels, 2 at once' in caplog.text
     draw(compiled, height=512, width=512, num_inference_steps=1, seed=1)
     draw(compiled)
     assert graphs() == before + 2
@@ -98,6 +99,21 @@ def test_three_pictures_are_drawn_in_the_bucket_of_four(compiled, tiny_pipe):
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
+def test_reused_features_are_compiled_too(compiled, tiny_pipe):
+    before = graphs()
+    for seed in (3, 4):
+        request = {'cache_interval': 2, 'num_inference_steps': 4, 'seed': seed}
+        assert np.abs(draw(compiled, **request) - draw(tiny_pipe, **request)).max() <= 1
+    assert graphs() == before + 2
+
+
+def test_a_unet_whose_features_can_not_be_reused_offers_no_calls_for_that(tiny_folder):
+    pipe = load_pipeline(tiny_folder, device='cpu').pipeline
+    pipe.unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    with compiled_calls(pipe, buckets.Buckets(CPU, {(8, 8)}, 8, {'backend': 'eager'})):
+        assert 'forward' in vars(pipe.unet) and not hasattr(pipe.unet, 'feature_calls')
+
+
 def test_models_of_one_architecture_share_their_graphs(compiled, tmp_path):
     other = load_pipeline(tiny.build(tmp_path / 'other', seed=5), device='cpu', backend='compile', **TRACED)
     before = graphs()
@@ -115,7 +131,7 @@ def test_every_weight_is_as_it_was_after_an_error_too(compiled, loras):
     for network, state in zip(networks, before, strict=True):
         now = network.state_dict()
         assert now.keys() == state.keys() and all(torch.equal(now[key], state[key]) for key in state)
-        assert 'forward' not in vars(network)
+        assert not {'forward', 'feature_calls'} & vars(network).keys()
 
 
 def test_a_callback_may_draw_another_lora_in_between(compiled, loras):
@@ -132,11 +148,12 @@ def test_a_callback_may_draw_another_lora_in_between(compiled, loras):
 def test_what_a_killed_block_left_behind_is_taken_off_by_the_next(tiny_folder, loras):
     pipe = load_pipeline(tiny_folder, device='cpu').pipeline
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    merged = MergedLoras()
+    merged, mine = MergedLoras(), {k: v.data for k, v in pipe.unet.named_parameters()}
     block = merged.on(pipe, [LoraChoice('a', loras[0], 1.0)])
     block.__enter__()
     merged._depth = 0     # a second Ctrl-C within the first one's cleaning up
     assert any(not torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
+    assert all(torch.equal(own, before[key]) for key, own in mine.items())     # another model may share it
     with merged.on(pipe, []):
         assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
 
@@ -145,13 +162,14 @@ def test_in_a_lower_memory_mode_it_says_so_and_draws_as_torch_does(tiny_folder, 
     pipe = load_pipeline(tiny_folder, device='cpu', backend='compile', memory='low', **TRACED)
     before = graphs()
     assert (draw(pipe, lora=loras[0]) == draw(tiny_pipe, lora=loras[0])).all()
-    assert graphs() == before and "backend 'compile' keeps everything in place, which memory mode 'low'" in caplog.text
+    assert graphs() == before and "backend 'compile' needs memory mode 'full'; in 'low' it draws without" in caplog.text
 
 
 def test_a_compilation_that_fails_is_said_and_the_picture_is_drawn_all_the_same(tiny_folder, tiny_pipe, caplog):
     def broken(graph, inputs):
         raise ValueError('no such kernel')
-    pipe = load_pipeline(tiny_folder, device='cpu', backend='compile', compile=True, compile_options={'backend': broken})
+    pipe = load_pipeline(tiny_folder, device='cpu', backend='compile', compile=True,
+                         compile_options={'backend': broken})
     assert np.abs(draw(pipe) - draw(tiny_pipe)).max() <= 1
     assert 'no such kernel' in caplog.text and caplog.text.count('drawing goes on without it') == 1
 

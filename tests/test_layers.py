@@ -13,7 +13,7 @@ CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
           'lora', 'lora_file', 'backends', 'guidance', 'deepcache'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
-FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor'}
+FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'comparing', 'candidates'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')

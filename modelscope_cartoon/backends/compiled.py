@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,13 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from modelscope_cartoon import cache
+from modelscope_cartoon import cache, deepcache
 from modelscope_cartoon.backends import Report
-from modelscope_cartoon.backends.buckets import Buckets, folder as code_folder
+from modelscope_cartoon.backends.buckets import Buckets
+from modelscope_cartoon.backends.buckets import folder as code_folder
 from modelscope_cartoon.backends.eager import Eager, to_channels_last
 from modelscope_cartoon.backends.merged_loras import MergedLoras
+from modelscope_cartoon.errors import InvalidRequest
 from modelscope_cartoon.files import write_json
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
@@ -113,8 +114,8 @@ class Compiled(Eager):
     def set_memory(self, mode: str) -> None:
         super().set_memory(mode)
         if mode != 'full':
-            logger.warning("backend 'compile' keeps everything in place, which memory mode %r doesn't; it draws without "
-                           'compiling, as torch does.', mode)
+            logger.warning("backend 'compile' needs memory mode 'full'; in %r it draws without compiling, as torch "
+                           'does.', mode)
 
     def to_fp32(self) -> None:
         super().to_fp32()
@@ -139,19 +140,22 @@ def compiled_calls(pipe: Any, buckets: Buckets) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if isinstance(pipe.unet, UNet2DConditionModel) and 'forward' not in vars(pipe.unet):
-            stack.enter_context(_answering(pipe.unet, _unet_forward(pipe.unet, buckets)))
+            stack.enter_context(_having(pipe.unet, forward=_unet_forward(pipe.unet, buckets),
+                                        **_feature_calls(pipe.unet, buckets)))
         if isinstance(pipe.vae, AutoencoderKL) and 'forward' not in vars(pipe.vae.decoder):
-            stack.enter_context(_answering(pipe.vae.decoder, _decoder_forward(pipe.vae.decoder, buckets)))
+            stack.enter_context(_having(pipe.vae.decoder, forward=_decoder_forward(pipe.vae.decoder, buckets)))
         yield
 
 
 @contextmanager
-def _answering(network: torch.nn.Module, forward: Any) -> Iterator[None]:
-    network.forward = forward
+def _having(network: torch.nn.Module, **attributes: Any) -> Iterator[None]:
     try:
+        for name, value in attributes.items():
+            setattr(network, name, value)
         yield
     finally:
-        del network.forward
+        for name in attributes:
+            vars(network).pop(name, None)
 
 
 def predict(unet: Any, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor,
@@ -173,6 +177,21 @@ def _unet_forward(unet: UNet2DConditionModel, buckets: Buckets) -> Any:
         noise = buckets.call(predict, unet, sample, each_rows(timestep, sample), encoder_hidden_states)
         return UNet2DConditionOutput(sample=noise) if return_dict else (noise,)
     return forward
+
+
+def _feature_calls(unet: UNet2DConditionModel, buckets: Buckets) -> dict[str, Any]:
+    """What modelscope_cartoon.deepcache looks for, where this UNet's features can be reused at all."""
+    try:
+        deepcache.check(unet, 2)
+    except InvalidRequest:
+        return {}
+
+    def whole(sample: torch.Tensor, timestep: Any, text: torch.Tensor) -> Any:
+        return buckets.call(deepcache.whole, unet, sample, each_rows(timestep, sample), text)
+
+    def shallow(sample: torch.Tensor, timestep: Any, text: torch.Tensor, feature: torch.Tensor) -> Any:
+        return buckets.call(deepcache.shallow, unet, sample, each_rows(timestep, sample), text, feature)
+    return {'feature_calls': (whole, shallow)}
 
 
 def _decoder_forward(decoder: torch.nn.Module, buckets: Buckets) -> Any:

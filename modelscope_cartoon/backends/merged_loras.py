@@ -1,45 +1,52 @@
-"""LoRAs written into the UNet's weights for the time of a batch, so that a compiled UNet stays the module it was.
+"""LoRAs as part of the UNet's weights for the time of a batch, so that a compiled UNet stays the module it was.
 
-A compiled graph takes the weights as they are in memory, at fixed addresses; wrappers around its layers would be
-another graph. What is written over is kept and put back to the bit. The text encoder isn't compiled: there LoRAs go on
-as everywhere (modelscope_cartoon.lora).
+A compiled graph takes the weights as arguments; wrappers around its layers would be another graph. So each weight that
+a LoRA changes points to a merged copy meanwhile, and to its own memory again after it. Own memory is never written to:
+it may be a file's, or another model's too. The copies stay, since CUDA graphs know weights by their addresses. The text
+encoder isn't compiled: there LoRAs go on as everywhere (modelscope_cartoon.lora).
 """
 from __future__ import annotations
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from modelscope_cartoon.lora import Layer, LoraLayer, Loras
 from modelscope_cartoon.lora_file import Delta
 
 
 class MergedLoras(Loras):
-    """The UNet's memory must belong to one model alone, and one thread at a time draws with it."""
+    """As Loras, for one model whose UNet is compiled."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []     # a weight, and what was in it
+        self._copies = WeakTensorKeyDictionary()                      # of weights that a LoRA has changed
+        self._pointed: list[tuple[torch.Tensor, torch.Tensor]] = []   # a weight, and its own memory
 
     def _put_on(self, wrappers: list[tuple[Layer, LoraLayer]]) -> None:
         for layer, wrapper in wrappers:
             if layer.network == 'unet':
                 self._on.append((layer, wrapper))
-                self._merge(layer.module.weight.data, wrapper)
+                self._point(layer.module.weight, wrapper)
             else:
                 super()._put_on([(layer, wrapper)])
 
-    def _merge(self, weight: torch.Tensor, wrapper: LoraLayer) -> None:
+    def _point(self, weight: torch.Tensor, wrapper: LoraLayer) -> None:
         """Summed in float32 and rounded once."""
-        total = weight.float()
+        total = weight.data.float()
         for delta, scale in wrapper.terms:
             total = total + difference(delta, scale, weight)
-        self._kept.append((weight, weight.clone()))     # first, so that an interruption finds it
-        weight.copy_(total)
+        copy = self._copies.get(weight)
+        if copy is None or (copy.dtype, copy.device) != (weight.dtype, weight.device):
+            copy = self._copies[weight] = torch.empty_like(weight.data)
+        copy.copy_(total)
+        self._pointed.append((weight, weight.data))     # first, so that an interruption finds it
+        weight.data = copy
 
     def _take_off(self) -> list[tuple[Layer, LoraLayer]]:
-        while self._kept:
-            weight, before = self._kept[-1]
-            weight.copy_(before)
-            self._kept.pop()
+        while self._pointed:
+            weight, own = self._pointed[-1]
+            weight.data = own
+            self._pointed.pop()
         return super()._take_off()
 
 
