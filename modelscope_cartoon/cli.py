@@ -77,7 +77,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
     draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
-    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, torch')
+    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, torch, compile')
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
     draw.add_argument('--json', action='store_true', help='machine-readable output')

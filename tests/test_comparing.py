@@ -27,7 +27,8 @@ class Elsewhere(Eager):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Presets of few steps, in an empty folder."""
-    rows = {'exact': Preset(EXACT, '', '', EXACT_IN_FOUR), 'fast': Preset('fast', '', '', FAST)}
+    rows = {name: Preset(name, '', '', fields) for name, fields in (
+        (EXACT, EXACT_IN_FOUR), ('balanced', FAST), ('fast', FAST))}
     for module in ('request', 'comparing'):
         monkeypatch.setattr(f'modelscope_cartoon.{module}.get_preset', rows.__getitem__)
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ the same memory layout. Models of one architecture share their graphs; weights a
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +37,6 @@ class Buckets:
         self._device = device
         self._compiled: dict[Network, Callable] = {}
         self._known: set[tuple] = set()     # buckets that are compiled, sizes that have been refused
-        # CUDA graphs belong to the thread that recorded them; a server's threads would record one set each
-        self._thread = ThreadPoolExecutor(1, 'cartoon-compiled') if device.type == 'cuda' else None
 
     def call(self, function: Network, network: torch.nn.Module, *tensors: torch.Tensor) -> Any:
         """function(network, *tensors), compiled where their size is one of `sizes`. The result is the caller's own."""
@@ -79,7 +78,7 @@ class Buckets:
         if function not in self._compiled:
             self._compiled[function] = torch.compile(function, **{'dynamic': False, 'fullgraph': True, **self.options})
         compiled = self._compiled[function]
-        if self._thread is None:
+        if self._device.type != 'cuda':
             return _clones(compiled, network, tensors, rows)
         stream = torch.cuda.current_stream(self._device)
 
@@ -87,7 +86,13 @@ class Buckets:
             with torch.cuda.device(self._device), torch.cuda.stream(stream):
                 torch.compiler.cudagraph_mark_step_begin()
                 return _clones(compiled, network, tensors, rows)
-        return self._thread.submit(on_the_graphs_thread).result()
+        return _graphs_thread().submit(on_the_graphs_thread).result()
+
+
+@functools.cache
+def _graphs_thread() -> ThreadPoolExecutor:
+    """CUDA graphs belong to the thread that recorded them; a server's threads would record one set each."""
+    return ThreadPoolExecutor(1, 'cartoon-compiled')
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from modelscope_cartoon.backends.buckets import Buckets
 from modelscope_cartoon.backends.buckets import folder as code_folder
 from modelscope_cartoon.backends.eager import Eager, to_channels_last
 from modelscope_cartoon.backends.merged_loras import MergedLoras
-from modelscope_cartoon.errors import InvalidRequest
+from modelscope_cartoon.errors import InvalidRequest, ModelError
 from modelscope_cartoon.files import write_json
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
@@ -48,7 +48,8 @@ class Compiled(Eager):
 
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype, memory_mode: str):
         super().__init__(folder, device, dtype, memory_mode)
-        to_channels_last(self.pipe)
+        to_channels_last(self.pipe.unet)
+        to_channels_last(self.pipe.vae)
         self._merged = MergedLoras()
         self._options = {'mode': 'max-autotune'} if device.type == 'cuda' else {}
         self._start_anew()
@@ -81,7 +82,10 @@ class Compiled(Eager):
         def build(aside: Path) -> None:
             backend = cls(folder, device, dtype, 'full')
             backend.set_memory('full')
-            write_json(aside / 'built.json', backend.warm_up(report))
+            seconds = backend.warm_up(report)
+            if backend._buckets.broken:
+                raise ModelError('compiling failed, as the warning above says; nothing was prepared.')
+            write_json(aside / 'built.json', seconds)
         return cache.built(_prepared(folder, device, dtype), build)
 
     def warm_up(self, report: Report) -> dict[str, float]:
