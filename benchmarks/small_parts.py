@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-_REPEATS, _WARM_UP = 9, 2
+_REPEATS, _WARM_UP = 7, 1
 _BLOCKS = {'unet 320 x 64 x 64': (2, 320, 64, 1280), 'unet 640 x 32 x 32': (2, 640, 32, 1280),
            'unet 1280 x 16 x 16': (2, 1280, 16, 1280), 'vae 128 x 256 x 256': (1, 128, 256, None)}
 
@@ -70,7 +70,7 @@ def main() -> None:
     output = parser.parse_args().output
     torch.set_num_threads(1)
     with torch.no_grad():
-        results = {'torch': torch.__version__, 'cpu': torch.cpu.get_capabilities(), 'unit': 'CPU milliseconds',
+        results = {'torch': torch.__version__, 'cpu': dict(torch.cpu.get_capabilities()), 'unit': 'CPU milliseconds',
                    'layouts': layouts(), 'lora_switches': lora_switches()}
     text = json.dumps(results, indent=2) + '\n'
     print(text) if output is None else output.write_text(text, encoding='utf-8')

@@ -182,8 +182,8 @@ def test_float32_after_an_overflow_gets_graphs_of_its_own(tiny_folder, tiny_pipe
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='no C++ compiler')
-def test_the_real_compiler_builds_once_and_keeps_its_code_in_our_cache_alone(tiny_folder, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, 'compile_threads', 1)
+def test_the_real_compiler_keeps_its_code_in_our_cache_and_the_environment_as_it_was():
+    quick = {'compile_threads': 1, 'cpp_cache_precompile_headers': False, 'cpp.simdlen': 1}
     network = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.SiLU())
     ours = buckets.Buckets(CPU, {(8, 8)}, 8, {})
     latents = torch.randn(3, 4, 8, 8)
@@ -191,7 +191,7 @@ def test_the_real_compiler_builds_once_and_keeps_its_code_in_our_cache_alone(tin
     def run(module, tensor):
         return module(tensor)
     environment = dict(os.environ)
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(quick):
         assert torch.allclose(ours.call(run, network, latents), network(latents), atol=1e-5)
     assert not ours.broken and any(buckets.folder().rglob('*.so')) and dict(os.environ) == environment
 
