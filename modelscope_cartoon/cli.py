@@ -44,6 +44,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
+    _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
     _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
@@ -77,7 +78,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
     draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
-    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, openvino, torch, int8')
+    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, compile, openvino, torch, int8')
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
     draw.add_argument('--json', action='store_true', help='machine-readable output')
@@ -113,6 +114,11 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument('--json', action='store_true', help='machine-readable output')
 
 
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.comparing import add_options
+    add_options(compare)
+
+
 def _add_train(train: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.teaching import add_options
     add_options(train)
@@ -144,6 +150,9 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.cartoon_command == 'publish':
         from modelscope_cartoon.publishing import publish
         return publish(arguments)
+    if arguments.cartoon_command == 'compare':
+        from modelscope_cartoon.comparing import compare
+        return compare(arguments)
     if arguments.cartoon_command == 'train':
         from modelscope_cartoon.teaching import teach
         return teach(arguments)

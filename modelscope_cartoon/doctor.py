@@ -16,6 +16,7 @@ def report(as_json: bool, verify: bool = False) -> int:
     """Prints the findings; exit code 1 where something keeps the package from drawing, or a model is damaged."""
     findings = {'python': f'{platform.python_version()} on {platform.platform()}', 'packages': packages(),
                 **machine(), 'models': models(), 'advice': advice()}
+    findings['backends'] = backends(findings['models']) if all(findings['packages'].values()) else {}
     damaged = {name: verdict(name, path) for name, path in findings['models'].items() if path} if verify else {}
     findings |= {'verified': damaged} if verify else {}
     if as_json:
@@ -57,6 +58,41 @@ def models() -> dict[str, str | None]:
     found = {mini.NAME: mini.path() if (mini.path() / 'model_index.json').is_file() else None}
     found |= {s.model_id: cached_snapshot(s.model_id, s.model_revision) for s in styles().values()}
     return {name: str(path) if path else None for name, path in found.items()}
+
+
+def backends(models: dict[str, str | None]) -> dict[str, Any]:
+    """Of each backend what it lacks here and, where nothing, of each model on this machine what stands in the way, and
+    why `auto` would take it (None: it wouldn't, for it isn't prepared)."""
+    import torch
+
+    from modelscope_cartoon.backends import NAMES, get_backend
+
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    rows = {}
+    for name in NAMES[1:]:
+        backend = get_backend(name)
+        missing = backend.missing(device)
+        here = {} if missing else {model: path for model, path in models.items() if path}
+        rows[name] = {'missing': missing, 'models': {model: _chances(backend, path, device)
+                                                     for model, path in here.items()}}
+    return rows
+
+
+def _chances(backend: Any, path: str, device: Any) -> dict[str, str | None]:
+    import torch
+
+    from modelscope_cartoon.errors import CartoonError
+    from modelscope_cartoon.folder import ModelFolder
+    from modelscope_cartoon.precision import best_dtype
+    from modelscope_cartoon.weights import parameter_bytes
+
+    try:
+        folder = ModelFolder(path)
+        obstacle = backend.obstacle(folder)
+        dtype = best_dtype(device, parameter_bytes(folder, torch.float32))
+        return {'obstacle': obstacle, 'recommended': None if obstacle else backend.recommended(folder, device, dtype)}
+    except CartoonError as error:
+        return {'obstacle': str(error), 'recommended': None}
 
 
 def verdict(name: str, path: str) -> str | None:
@@ -108,8 +144,18 @@ def _print(findings: dict[str, Any]) -> None:
         print(f'gpu           {gpu["name"]}, free {gpu["free"]}')
     for name, path in findings['models'].items():
         print(f'model         {name}: {path or "not downloaded (drawn with --model full)"}')
+    for name, backend in findings['backends'].items():
+        print(f'backend       {name}: {backend["missing"] or "runs here"}')
+        for model, chances in backend['models'].items():
+            print(f'              {name} for {model}: {_said(name, model, chances)}')
     for name, wrong in findings.get('verified', {}).items():
         print(f'verified      {name}: {wrong or "as it should be"}')
     for line in findings['advice']:
         print(f'note          {line}')
     sys.stdout.flush()
+
+
+def _said(backend: str, model: str, chances: dict[str, str | None]) -> str:
+    return chances['obstacle'] or chances['recommended'] or (
+        f'not what auto takes; ask for it with --backend {backend}, or prepare it if it gains from that: '
+        f'modelscope-cartoon prepare {model}')

@@ -24,11 +24,12 @@ KEPT_BYTES = 256 * 2**20      # of files that were read, for the next time; thos
 
 
 class Layer(NamedTuple):
-    """A linear or convolution layer of the model, and where it hangs."""
+    """A linear or convolution layer of the model, and where it hangs. network: 'unet' or 'text_encoder'."""
     parent: torch.nn.Module
     attribute: str
     module: torch.nn.Module
     dtype: torch.dtype
+    network: str
 
 
 class LoraLayer(torch.nn.Module):
@@ -162,7 +163,7 @@ def _layers(pipe: Any) -> dict[str, Layer]:
         for name, module in modules.items():
             if _can_change(module):
                 parent, _, attribute = name.rpartition('.')
-                layer = Layer(modules[parent], attribute, module, dtype)
+                layer = Layer(modules[parent], attribute, module, dtype, network)
                 found.update(dict.fromkeys(_names(network, name), layer))
     return found
 

@@ -80,7 +80,8 @@ class Backend(ABC):
 
 
 # in the order in which `auto` asks; a new backend is one file and one row here
-_MODULES = {'openvino': 'openvino.OpenVINO', 'torch': 'eager.Eager', 'int8': 'int8.Int8'}
+_MODULES = {'compile': 'compiled.Compiled', 'openvino': 'openvino.OpenVINO', 'torch': 'eager.Eager',
+            'int8': 'int8.Int8'}
 NAMES = ('auto', *_MODULES)
 
 
