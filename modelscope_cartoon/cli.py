@@ -7,6 +7,7 @@ Nothing heavy is imported before a command needs it: the host loads this module 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
+
+# each a function of the parsed arguments that gives the exit code
+_COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
+             'compare': 'comparing.compare', 'publish': 'publishing.publish', 'doctor': 'doctor.report',
+             'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,29 +150,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
-    if arguments.cartoon_command == 'draw':
-        from modelscope_cartoon.drawing import draw
-        return draw(arguments)
-    if arguments.cartoon_command == 'publish':
-        from modelscope_cartoon.publishing import publish
-        return publish(arguments)
-    if arguments.cartoon_command == 'compare':
-        from modelscope_cartoon.comparing import compare
-        return compare(arguments)
-    if arguments.cartoon_command == 'train':
-        from modelscope_cartoon.teaching import teach
-        return teach(arguments)
-    if arguments.cartoon_command == 'prepare':
-        from modelscope_cartoon.preparing import prepare
-        return prepare(arguments)
-    if arguments.cartoon_command == 'doctor':
-        from modelscope_cartoon.doctor import report
-        return report(arguments.json, arguments.verify)
-    return list_styles(arguments.json)
+    module, _, function = _COMMANDS[arguments.cartoon_command].partition('.')
+    return getattr(importlib.import_module(f'modelscope_cartoon.{module}'), function)(arguments)
 
 
-def list_styles(as_json: bool) -> int:
-    if as_json:
+def list_styles(arguments: argparse.Namespace) -> int:
+    if arguments.json:
         import json
         from dataclasses import asdict
         print(json.dumps([asdict(style) for style in styles().values()], ensure_ascii=False, indent=2))
