@@ -49,13 +49,18 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
                             'modelscope-cartoon draw "a portrait painting of a woman" --style flat')
     if arguments.prompt is not None:
         return [arguments.prompt]
+    return read_prompts(arguments.prompt_file)
+
+
+def read_prompts(file: str) -> list[str]:
+    """One a line; '-' is standard input."""
     try:
-        text = sys.stdin.read() if arguments.prompt_file == '-' else Path(arguments.prompt_file).read_text('utf-8')
+        text = sys.stdin.read() if file == '-' else Path(file).read_text('utf-8')
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidPrompt(f'{arguments.prompt_file} can\'t be read as text ({error}).') from error
+        raise InvalidPrompt(f'{file} can\'t be read as text ({error}).') from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
-        raise InvalidPrompt(f'{arguments.prompt_file} has no prompt in it; write one a line.')
+        raise InvalidPrompt(f'{file} has no prompt in it; write one a line.')
     return prompts
 
 
