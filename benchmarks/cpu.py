@@ -1,0 +1,103 @@
+"""Everything that performance goals P1 to P4, P7 and P8 need on a processor, side by side in one run.
+
+    python -m benchmarks.cpu [--folder DIR] [--steps 3] [--size 512] [--repeats 5] [--int8] [--compile] [--out FILE]
+    python -m benchmarks.cpu --folder mini
+    python -m benchmarks.cpu --quick
+
+Sides are loaded in groups that fit into memory, each with upstream's own class, each side in a process of its own, and
+draw in turn with the same latents, prompt and steps. A 50-step picture is extrapolated: 50 UNet calls, one text
+encoding, one VAE decode. --quick: three rounds of two steps and three sides. Then: python -m benchmarks.render FILE
+"""
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import cold, goals, options, stats
+from benchmarks.direct_openvino import converted
+from benchmarks.flops import picture_flops
+from benchmarks.runner import Bench, Process, plan, say
+
+QUICK = ['U', 'openvino', 'D16']
+PRESET_SAMPLER = 'DPM++ 2M Karras'
+FAST = {'fast': {'preset': 'fast'}, 'fast, cache_interval=2': {'preset': 'fast', 'cache_interval': 2}}
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parsed(argv)
+    with options.bench(arguments, 'cpu', 'cpu', arguments.size) as running:
+        size = running.model.size
+        names = _names(arguments)
+        if 'O' in names:
+            converted(running.model.folder)
+        prepared = cold.prepare(running, options.cache_of(running.model)) if _has_ours(names) else False
+        running.result['flops'] = {str(size): picture_flops(running.model.folder, size)}
+        budget = options.budget_gib(arguments, running.result['machine']['available_gib'])
+        for i, group in enumerate(groups := plan(names, budget, running.model.fp32_gib)):
+            say(f'group {i + 1} of {len(groups)}: {", ".join(group)}')
+            with running.opened(group) as processes:
+                _measure(running, processes, arguments, first=i == 0, last=i == len(groups) - 1)
+        options.reference(running, [size], arguments.steps)
+        if arguments.cold_repeats:
+            _cold_starts(running, arguments.cold_repeats, names, prepared)
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = options.parser(__doc__, 'cpu', steps=3)
+    parser.add_argument('--size', type=int, default=512, help='pixels; at most the model\'s own')
+    parser.add_argument('--int8', action='store_true', help='our int8 backend too')
+    parser.add_argument('--compile', action='store_true', help='diffusers with torch.compile too (141 s to compile)')
+    parser.add_argument('--quick', action='store_true')
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.sides, arguments.steps, arguments.repeats = arguments.sides or QUICK, 2, 3
+        arguments.fast_repeats, arguments.cold_repeats = 0, 1
+    return arguments
+
+
+def _names(arguments: argparse.Namespace) -> list[str]:
+    names = options.sides(arguments, 'cpu')
+    if not arguments.sides and not arguments.compile:
+        names.remove('C')
+    if arguments.int8 and 'int8' not in names:
+        names.insert(1 + names.index('openvino') if 'openvino' in names else len(names), 'int8')
+    return names
+
+
+def _has_ours(names: list[str]) -> bool:
+    return any(options.SIDES[name].ours for name in names)
+
+
+def _measure(running: Bench, processes: dict[str, Process], arguments: argparse.Namespace, first: bool, last: bool,
+             ) -> None:
+    """The exact rounds; upstream draws in every other round only once an earlier group has all of its samples."""
+    size, steps = running.model.size, arguments.steps
+    running.run(processes, 'exact', size, steps, arguments.repeats, rarely=() if first else ('U',))
+    best = stats.best_of_ours(running.result, stats.find(running.result, 'exact'))
+    if 'peaks' not in running.result and best in processes:
+        running.result['peaks'] = processes[best].ask('peaks', **running.peak_sizes())
+    if not arguments.fast_repeats:
+        return
+    same = {name: processes[name] for name in ('D16', best) if name in processes}
+    running.run(same, 'same sampler', size, max(3, steps), 1, options={'scheduler': PRESET_SAMPLER}, warm=False)
+    if best in processes and (best == 'openvino' or last):
+        for kind, wanted in FAST.items():
+            running.run({best: processes[best]}, kind, size, 0, arguments.fast_repeats, options=wanted, warm=False)
+
+
+def _cold_starts(running: Bench, repeats: int, names: list[str], prepared: bool) -> None:
+    say('cold starts')
+    with tempfile.TemporaryDirectory(prefix='benchmark-cache-') as empty:
+        variants = {title: (side, {'MODELSCOPE_CARTOON_CACHE': str(Path(empty)) if 'plain' in title else
+                                   str(options.cache_of(running.model))})
+                    for title, side in goals.COLD.items()
+                    if (side == 'U' and 'U' in names) or (side != 'U' and _has_ours(names))}
+        if not prepared:
+            variants.pop('ours, prepared', None)
+        cold.starts(running, variants, running.model.size, repeats)
+    cold.imports(running, max(3, repeats))
+
+
+if __name__ == '__main__':
+    main()
