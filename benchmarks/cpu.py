@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks import cold, goals, options, stats
 from benchmarks.direct_openvino import converted
@@ -20,7 +21,6 @@ from benchmarks.flops import picture_flops
 from benchmarks.runner import Bench, Process, plan, say
 
 QUICK = ['U', 'openvino', 'D16']
-PRESET_SAMPLER = 'DPM++ 2M Karras'
 FAST = {'fast': {'preset': 'fast'}, 'fast, cache_interval=2': {'preset': 'fast', 'cache_interval': 2}}
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         names = _names(arguments)
         if 'O' in names:
             converted(running.model.folder)
-        prepared = cold.prepare(running, options.cache_of(running.model)) if _has_ours(names) else False
+        prepared = options.wants_prepared(names, arguments) and cold.prepare(running, options.cache_of(running.model))
         running.result['flops'] = {str(size): picture_flops(running.model.folder, size)}
         budget = options.budget_gib(arguments, running.result['machine']['available_gib'])
         for i, group in enumerate(groups := plan(names, budget, running.model.fp32_gib)):
@@ -77,13 +77,25 @@ def _measure(running: Bench, processes: dict[str, Process], arguments: argparse.
     best = stats.best_of_ours(running.result, stats.find(running.result, 'exact'))
     if 'peaks' not in running.result and best in processes:
         running.result['peaks'] = processes[best].ask('peaks', **running.peak_sizes())
-    if not arguments.fast_repeats:
+    preset = _preset(running)
+    if not arguments.fast_repeats or not preset:
         return
     same = {name: processes[name] for name in ('D16', best) if name in processes}
-    running.run(same, 'same sampler', size, max(3, steps), 1, options={'scheduler': PRESET_SAMPLER}, warm=False)
+    running.run(same, 'same sampler', size, max(3, steps), 1, options={'scheduler': preset['scheduler']}, warm=False)
     if best in processes and (best == 'openvino' or last):
         for kind, wanted in FAST.items():
-            running.run({best: processes[best]}, kind, size, 0, arguments.fast_repeats, options=wanted, warm=False)
+            running.run({best: processes[best]}, kind, size, 0, arguments.fast_repeats, options=wanted)
+
+
+def _preset(running: Bench) -> dict[str, Any]:
+    """What `fast` sets, from the package's own table."""
+    try:
+        from modelscope_cartoon.presets import get_preset
+    except ImportError as error:
+        running.failed('presets', {'error': str(error)})
+        return {}
+    running.result['preset'] = dict(get_preset('fast').fields)
+    return running.result['preset']
 
 
 def _cold_starts(running: Bench, repeats: int, names: list[str], prepared: bool) -> None:

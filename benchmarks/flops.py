@@ -1,4 +1,4 @@
-"""How much arithmetic a picture takes, counted on tensors without data: 2 FLOP for a multiplication with its addition."""
+"""How much arithmetic a picture takes, counted on tensors without data: 2 FLOP for a product with its sum."""
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import stats
-from benchmarks.stats import FAST_STEPS, Result, median, ratio, whole
+from benchmarks.stats import Result, median, ratio, whole
 
 ERROR_GATE = 2.0      # ours may be as far from fp32 as twice what diffusers' own bf16 is
 
@@ -60,12 +60,12 @@ def gains(result: Result) -> list[tuple[str, float | None, float | None]]:
     exact, sampler = stats.find(result, 'exact'), stats.find(result, 'same sampler')
     if exact is None:
         return []
-    best = stats.best_of_ours(result, exact) or 'ours'
+    best, steps = stats.best_of_ours(result, exact) or 'ours', result.get('preset', {}).get('num_inference_steps', 20)
     lines = [('upstream, 50 exact steps', whole(exact, 'U')),
              (f'engine alone: ours ({best}), 50 exact steps', whole(exact, best)),
-             (f'steps alone: diffusers bf16, the preset\'s sampler, {FAST_STEPS} steps',
-              whole(sampler, 'D16', FAST_STEPS)),
-             (f'both: ours ({best}), the preset\'s sampler, {FAST_STEPS} steps', whole(sampler, best, FAST_STEPS)),
+             (f'steps alone: diffusers bf16, the preset\'s sampler, {steps} steps',
+              whole(sampler, 'D16', steps)),
+             (f'both: ours ({best}), the preset\'s sampler, {steps} steps', whole(sampler, best, steps)),
              ("ours, preset='fast'", fast_seconds(result, 'fast')),
              ("ours, preset='fast', cache_interval=2", fast_seconds(result, 'fast, cache_interval=2'))]
     return [(what, seconds, ratio(whole(exact, 'U'), seconds)) for what, seconds in lines]

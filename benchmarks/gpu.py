@@ -1,6 +1,6 @@
 """Everything that performance goals P5 to P8 need on an NVIDIA GPU, side by side in one run.
 
-    python -m benchmarks.gpu [--folder DIR] [--steps 50] [--sizes 512 768] [--batches 2 4 8 16] [--repeats 5] [--out FILE]
+    python -m benchmarks.gpu [--folder DIR] [--steps 50] [--sizes 512 768] [--batches 2 4 8 16] [--repeats 5]
 
 Whole pictures of 50 exact steps, one at a time, in turn, at each size; then batches at the first size; then our memory
 modes and cold starts. Peak memory is torch.cuda.max_memory_allocated. Then: python -m benchmarks.render FILE
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         sizes = sorted({min(size, running.model.size) for size in arguments.sizes})
         names = _names(arguments, running)
         running.result['flops'] = {str(size): picture_flops(running.model.folder, size) for size in sizes}
-        prepared = cold.prepare(running, options.cache_of(running.model))
+        prepared = options.wants_prepared(names, arguments) and cold.prepare(running, options.cache_of(running.model))
         for group in plan(names, options.budget_gib(arguments, _free_gib(arguments, running)), running.model.fp32_gib):
             say(f'group: {", ".join(group)}')
             _measure(running, group, sizes, arguments)
@@ -46,7 +46,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = options.parser(__doc__, 'gpu', steps=50)
     parser.add_argument('--sizes', type=int, nargs='+', default=[512, 768])
     parser.add_argument('--batches', type=int, nargs='*', default=[2, 4, 8, 16])
-    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help=argparse.SUPPRESS)     # cpu: for tests
+    parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda', help=argparse.SUPPRESS)     # cpu: a test
     return parser.parse_args(argv)
 
 

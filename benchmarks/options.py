@@ -31,7 +31,8 @@ def parser(text: str, kind: str, steps: int) -> argparse.ArgumentParser:
     parsed.add_argument('--cold-repeats', type=int, default=3, help='cold starts of each side; 0: none')
     parsed.add_argument('--sides', nargs='+', choices=SIDES, metavar='SIDE',
                         help=f'only these, of {", ".join(SIDES)}; D32 draws the reference in any case')
-    parsed.add_argument('--memory', type=float, metavar='GIB', help='what the sides may use; default: 0.9 of what is free')
+    parsed.add_argument('--memory', type=float, metavar='GIB',
+                        help='what the sides may use together; default: 0.9 of what is free')
     parsed.add_argument('--seed', type=int, default=0)
     date = datetime.datetime.now(datetime.timezone.utc).date()
     parsed.add_argument('--out', type=Path, default=RESULTS / f'{kind}_{date}.json')
@@ -46,8 +47,8 @@ def sides(arguments: argparse.Namespace, device: str) -> list[str]:
 
 @contextlib.contextmanager
 def bench(arguments: argparse.Namespace, kind: str, device: str, size: int) -> Iterator[Bench]:
-    """The run as a whole: the model is there, what we keep on disk lies beside it, and the result is written at the end,
-    of a run that broke off too: what was measured by then was measured."""
+    """The run as a whole: the model is there, what we keep on disk lies beside it, and the result is written at the
+    end. A run that broke off is written too: what was measured by then was measured."""
     from modelscope_cartoon.files import write_json
 
     model = models.resolve(arguments.folder, size)
@@ -74,6 +75,12 @@ def cache_of(model: models.Model) -> Path:
     """Beside the model, not the user's own cache; the embedded model's goes to the temporary folder."""
     where = Path(tempfile.gettempdir()) if model.name == 'mini' else model.folder.parent
     return where / f'{model.folder.name}-cartoon-cache'
+
+
+def wants_prepared(names: list[str], arguments: argparse.Namespace) -> bool:
+    """Where a backend that is built once is measured, or starts are."""
+    ours = {name for name in names if SIDES[name].ours}
+    return bool(ours - {'torch'} or (ours and arguments.cold_repeats))
 
 
 def budget_gib(arguments: argparse.Namespace, available: float) -> float:

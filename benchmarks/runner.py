@@ -122,7 +122,8 @@ class Bench:
     def run(self, processes: dict[str, Process], kind: str, size: int, steps: int, repeats: int, batch: int = 1,
             options: dict[str, Any] | None = None, rarely: tuple[str, ...] = (), warm: bool = True) -> None:
         """`repeats` rounds, in each of which every side draws once; before them, one short picture to warm up (`warm`).
-        `rarely`: sides that draw in every other round only. The samples join the run of the same settings."""
+        `rarely`: sides that draw in every other round only. The samples join the run of the same settings. steps 0: as
+        many as the preset says; four warm it up, with guidance and without, whole and reused."""
         run = self._entry(kind, size, steps, batch, options or {})
         question = {'size': size, 'batch': batch, 'options': options, 'noise': self.noise(size, batch)}
         able = dict(processes)
@@ -130,15 +131,18 @@ class Bench:
             for name in list(able):
                 if turn % 2 and turn > 0 and name in rarely:
                     continue
-                answer = able[name].ask('draw', **question, steps=min(steps, 2) if turn < 0 else steps,
+                answer = able[name].ask('draw', **question, steps=(min(steps, 2) or 4) if turn < 0 else steps,
                                         keep=str(self.latents(name, kind, size, batch)))
                 if self.failed(name, answer, f'{kind}, {size} px, batch {batch}'):
                     able.pop(name)
                 elif turn >= 0:
                     run['samples'].setdefault(name, []).append({'group': len(self.result['groups']), **answer})
+            if not able:
+                return
             if turn >= 0:
                 say(f'  {kind} {size} px, batch {batch}, round {turn + 1} of {repeats}: ' + ', '.join(
-                    f'{name} {run["samples"][name][-1]["seconds"]:.1f} s' for name in able))
+                    f'{name} {run["samples"][name][-1]["seconds"]:.1f} s'
+                    for name in able if run['samples'].get(name)))
 
     def _entry(self, kind: str, size: int, steps: int, batch: int, options: dict[str, Any]) -> dict[str, Any]:
         key = {'kind': kind, 'size': size, 'steps': steps, 'batch': batch, 'options': options}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -81,9 +82,14 @@ def peaks(side: Any, watch: Watch, **sizes: int) -> dict[str, list[float]]:
 
 
 def peak_gib() -> float:
-    """The most memory that this process ever held. resource knows it on Unix only, in KiB on Linux, bytes on macOS."""
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == 'darwin' else 2**20)
+    """The most memory that this process ever held. On Linux not from resource: ru_maxrss begins with what the parent
+    held when it started this process."""
+    status = Path('/proc/self/status')
+    if status.exists():
+        return int(re.search(r'VmHWM:\s+(\d+) kB', status.read_text()).group(1)) / 2**20
+    import psutil
+    memory = psutil.Process().memory_info()
+    return getattr(memory, 'peak_wset', memory.rss) / 2**30     # Windows knows the peak, macOS what is held now
 
 
 def answer(value: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ import statistics
 from typing import Any, NamedTuple
 
 FULL_STEPS = 50
-FAST_STEPS = 20
 
 Result = dict[str, Any]
 Run = dict[str, Any]
@@ -114,3 +113,14 @@ def image_flops(result: Result, size: int, steps: int = FULL_STEPS) -> float | N
     """FLOP of a picture: its UNet calls with guidance and the VAE's decoding (text encoding is 0.1 %)."""
     flops = result.get('flops', {}).get(str(size))
     return flops and steps * sum(flops['unet'].values()) + sum(flops['vae'].values())
+
+
+def evaluations(result: Result, kind: str) -> str:
+    """How often a fast preset evaluates the UNet, one latent being one evaluation (a step with guidance has two)."""
+    preset = result.get('preset', {})
+    steps, (start, stop) = preset.get('num_inference_steps', 0), preset.get('guidance_interval', (0, 1))
+    guided = sum(start <= i / steps < stop for i in range(steps))
+    every = next((run['options'].get('cache_interval', 1) for run in result['runs'] if run['kind'] == kind), 1)
+    whole_ones = sum(2 if start <= i / steps < stop else 1 for i in range(0, steps, every))
+    total = steps + guided
+    return f'{total}' if every == 1 else f'{total}, {total - whole_ones} of them shallow'
