@@ -31,11 +31,13 @@ class Model(NamedTuple):
 def resolve(folder: str, size: int) -> Model:
     """The model in `folder` (or 'mini'), built first where it is the random one and not there."""
     from modelscope_cartoon import mini
+    from modelscope_cartoon.files import folder_aside
 
     path = mini.path() if folder == mini.NAME else Path(folder).resolve()
     if not (path / 'model_index.json').exists():
         print(f'building {path}: Stable Diffusion 2.1 with random weights, 5 GB', file=sys.stderr)
-        build(path)
+        with folder_aside(path) as aside:     # a killed build leaves no folder that looks whole
+            build(aside)
     unet = config(path, 'unet')
     own = unet['sample_size'] * 2 ** (len(config(path, 'vae')['block_out_channels']) - 1)
     return Model(path, folder if folder == mini.NAME else path.name, min(size, own), _fp32_gib(path),
