@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from benchmarks.runner import ROOT, Bench, Process, say
 
@@ -44,15 +43,17 @@ def imports(bench: Bench, repeats: int) -> None:
                 samples[name].append(float(run.stdout.splitlines()[-1]))
 
 
-def prepare(bench: Bench, cache: Path) -> bool:
-    """`modelscope-cartoon prepare` of the model into `cache`; False where it can't, with its own words kept."""
+def prepare(bench: Bench, backend: str = 'auto') -> bool:
+    """`modelscope-cartoon prepare` of the model for `backend`; False where it can't, with its own words kept."""
+    say(f'preparing for backend {backend}')
     started = time.perf_counter()
     run = subprocess.run(
-        [sys.executable, '-m', 'modelscope_cartoon.cli', 'prepare', str(bench.model.folder)], cwd=ROOT, text=True,
-        capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT), 'MODELSCOPE_CARTOON_CACHE': str(cache)})
+        [sys.executable, '-m', 'modelscope_cartoon.cli', 'prepare', str(bench.model.folder), '--backend', backend,
+         '--device', 'gpu' if bench.device == 'cuda' else 'cpu'],
+        cwd=ROOT, text=True, capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     words = (run.stderr.strip() or run.stdout.strip() or 'no words').splitlines()[-1]
     if run.returncode:
-        bench.failed('prepared', {'error': f'prepare ended with {run.returncode}: {words}'})
+        bench.failed('prepared', {'error': f'prepare for {backend} ended with {run.returncode}: {words}'})
         return False
-    bench.result['prepare'] = time.perf_counter() - started
+    bench.result.setdefault('prepare', {})[backend] = {'seconds': time.perf_counter() - started, 'words': run.stdout}
     return True

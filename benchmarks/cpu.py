@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
         names = _names(arguments)
         if 'O' in names:
             converted(running.model.folder)
-        prepared = options.wants_prepared(names, arguments) and cold.prepare(running, options.cache_of(running.model))
+        prepared = options.wants_prepared(names, arguments) and cold.prepare(running)
+        if 'int8' in names:
+            cold.prepare(running, 'int8')
         running.result['flops'] = {str(size): picture_flops(running.model.folder, size)}
         budget = options.budget_gib(arguments, running.result['machine']['available_gib'])
         for i, group in enumerate(groups := plan(names, budget, running.model.fp32_gib)):

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         sizes = sorted({min(size, running.model.size) for size in arguments.sizes})
         names = _names(arguments, running)
         running.result['flops'] = {str(size): picture_flops(running.model.folder, size) for size in sizes}
-        prepared = options.wants_prepared(names, arguments) and cold.prepare(running, options.cache_of(running.model))
+        prepared = options.wants_prepared(names, arguments) and cold.prepare(running)
         for group in plan(names, options.budget_gib(arguments, _free_gib(arguments, running)), running.model.fp32_gib):
             say(f'group: {", ".join(group)}')
             _measure(running, group, sizes, arguments)

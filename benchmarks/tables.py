@@ -144,8 +144,8 @@ def _cold(result: Result) -> str:
     text = [] if not rows else ['**Cold start,** page cache warm: seconds from the start of the process to the end of '
                                 'the first denoising step, and the same without the time of an ordinary step.\n\n'
                                 + table(['', 'to the first step\'s end', 'without the step'], rows)]
-    if result.get('prepare') is not None:
-        text.append(f'`prepare` took {number(result["prepare"])} s (little, where it had been run before).')
+    text += [f'`prepare --backend {backend}` took {number(done["seconds"])} s (little, where it had been run before).'
+             for backend, done in result.get('prepare', {}).items()]
     if result.get('imports'):
         text.append('; '.join(f'`import {name}` {shown(spread(samples))} s'
                               for name, samples in result['imports'].items()) + '.')
