@@ -4,11 +4,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
+from benchmarks.goals import COLD
 from benchmarks.runner import ROOT, Bench, Process, say
 
 IMPORTS = ('modelscope', 'modelscope_cartoon')
+
+
+def measure(bench: Bench, size: int, repeats: int, prepared: bool) -> None:
+    """Upstream, ours with nothing kept on disk and, where `prepare` went through, ours with what it left."""
+    say('cold starts')
+    with tempfile.TemporaryDirectory(prefix='benchmark-cache-') as empty:
+        starts(bench, {title: (side, {'MODELSCOPE_CARTOON_CACHE': empty} if 'plain' in title else {})
+                       for title, side in COLD.items() if prepared or 'prepared' not in title}, size, repeats)
+    imports(bench, max(3, repeats))
 
 
 def starts(bench: Bench, variants: dict[str, tuple[str, dict[str, str]]], size: int, repeats: int) -> None:

@@ -6,19 +6,21 @@
 
 Sides are loaded in groups that fit into memory, each with upstream's own class, each side in a process of its own, and
 draw in turn with the same latents, prompt and steps. A 50-step picture is extrapolated: 50 UNet calls, one text
-encoding, one VAE decode. --quick: three rounds of two steps and three sides. Then: python -m benchmarks.render FILE
+encoding, one VAE decode. --quick: three rounds of two steps, three sides, no presets, no cold starts. Afterwards:
+
+    python -m benchmarks.render FILE
 """
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
+import os
+import subprocess
+import sys
 from typing import Any
 
-from benchmarks import cold, goals, options, stats
-from benchmarks.direct_openvino import converted
+from benchmarks import cold, options, stats
 from benchmarks.flops import picture_flops
-from benchmarks.runner import Bench, Process, plan, say
+from benchmarks.runner import ROOT, Bench, Process, plan, say
 
 QUICK = ['U', 'openvino', 'D16']
 FAST = {'fast': {'preset': 'fast'}, 'fast, cache_interval=2': {'preset': 'fast', 'cache_interval': 2}}
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         size = running.model.size
         names = _names(arguments)
         if 'O' in names:
-            converted(running.model.folder)
+            _convert(running)
         prepared = options.wants_prepared(names, arguments) and cold.prepare(running)
         if 'int8' in names:
             cold.prepare(running, 'int8')
@@ -42,7 +44,15 @@ def main(argv: list[str] | None = None) -> None:
                 _measure(running, processes, arguments, first=i == 0, last=i == len(groups) - 1)
         options.reference(running, [size], arguments.steps)
         if arguments.cold_repeats:
-            _cold_starts(running, arguments.cold_repeats, names, prepared)
+            cold.measure(running, size, arguments.cold_repeats, prepared)
+
+
+def _convert(running: Bench) -> None:
+    """For the side that uses OpenVINO directly, in a process of its own, so that the side's peak memory isn't that of
+    converting. Where it fails, the side says so itself when it is loaded."""
+    say('converting for OpenVINO used directly')
+    subprocess.run([sys.executable, '-m', 'benchmarks.direct_openvino', str(running.model.folder)], cwd=ROOT,
+                   env={**os.environ, 'PYTHONPATH': str(ROOT)})
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -54,7 +64,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.sides, arguments.steps, arguments.repeats = arguments.sides or QUICK, 2, 3
-        arguments.fast_repeats, arguments.cold_repeats = 0, 1
+        arguments.fast_repeats, arguments.cold_repeats = 0, 0
     return arguments
 
 
@@ -65,10 +75,6 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     if arguments.int8 and 'int8' not in names:
         names.insert(1 + names.index('openvino') if 'openvino' in names else len(names), 'int8')
     return names
-
-
-def _has_ours(names: list[str]) -> bool:
-    return any(options.SIDES[name].ours for name in names)
 
 
 def _measure(running: Bench, processes: dict[str, Process], arguments: argparse.Namespace, first: bool, last: bool,
@@ -98,19 +104,6 @@ def _preset(running: Bench) -> dict[str, Any]:
         return {}
     running.result['preset'] = dict(get_preset('fast').fields)
     return running.result['preset']
-
-
-def _cold_starts(running: Bench, repeats: int, names: list[str], prepared: bool) -> None:
-    say('cold starts')
-    with tempfile.TemporaryDirectory(prefix='benchmark-cache-') as empty:
-        variants = {title: (side, {'MODELSCOPE_CARTOON_CACHE': str(Path(empty)) if 'plain' in title else
-                                   str(options.cache_of(running.model))})
-                    for title, side in goals.COLD.items()
-                    if (side == 'U' and 'U' in names) or (side != 'U' and _has_ours(names))}
-        if not prepared:
-            variants.pop('ours, prepared', None)
-        cold.starts(running, variants, running.model.size, repeats)
-    cold.imports(running, max(3, repeats))
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ bf16 hint; the text encoder stays in torch, and a plain diffusers scheduler does
 """
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,7 @@ class DirectOpenVINO:
         with self.watch.part('vae'):
             image = vae([(latents / self.scaling).numpy()])[0]
         return (np.clip(image / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+
+
+if __name__ == '__main__':
+    converted(Path(sys.argv[1]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import tempfile
 
 import torch
 
@@ -35,11 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             _measure(running, group, sizes, arguments)
         options.reference(running, sizes, arguments.steps)
         if arguments.cold_repeats:
-            with tempfile.TemporaryDirectory(prefix='benchmark-cache-') as empty:
-                cold.starts(running, {
-                    'upstream': ('U', {}), 'ours, plain folder': ('torch', {'MODELSCOPE_CARTOON_CACHE': empty}),
-                    **({'ours, prepared': ('auto', {})} if prepared else {})}, sizes[0], arguments.cold_repeats)
-            cold.imports(running, max(3, arguments.cold_repeats))
+            cold.measure(running, sizes[0], arguments.cold_repeats, prepared)
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:

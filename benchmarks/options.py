@@ -27,7 +27,7 @@ def parser(text: str, kind: str, steps: int) -> argparse.ArgumentParser:
                              'there is none (5 GB; default: %(default)s)')
     parsed.add_argument('--steps', type=int, default=steps)
     parsed.add_argument('--repeats', type=int, default=5, help='rounds after the warm-up')
-    parsed.add_argument('--fast-repeats', type=int, default=2, help='whole pictures with each fast preset')
+    parsed.add_argument('--fast-repeats', type=int, default=1, help='whole pictures with each fast preset')
     parsed.add_argument('--cold-repeats', type=int, default=3, help='cold starts of each side; 0: none')
     parsed.add_argument('--sides', nargs='+', choices=SIDES, metavar='SIDE',
                         help=f'only these, of {", ".join(SIDES)}; D32 draws the reference in any case')

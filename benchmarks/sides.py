@@ -95,12 +95,12 @@ class Diffusers:
 
 
 class Ours:
-    """load_pipeline with the options of a row; what it fell back to counts as an error here."""
+    """load_pipeline with the options of a row, or the host's pipeline(); a fallback of ours counts as an error here."""
 
-    def __init__(self, folder: Path, device: str, watch: Watch, backend: str = 'auto', **options: Any):
-        from modelscope_cartoon import load_pipeline
-
-        self.pipe = load_pipeline(str(folder), device='gpu' if device == 'cuda' else device, backend=backend, **options)
+    def __init__(self, folder: Path, device: str, watch: Watch, backend: str = 'auto', host: bool = False,
+                 **options: Any):
+        load = _through_the_host if host else _load_pipeline
+        self.pipe = load(str(folder), device='gpu' if device == 'cuda' else device, backend=backend, **options)
         model = self.pipe.model
         if backend not in ('auto', model.backend):
             raise RuntimeError(f'backend {backend!r} was asked for and {model.backend!r} draws.')
@@ -113,6 +113,18 @@ class Ours:
         self.pipe({'text': ask.prompt, 'trigger': False, 'height': ask.size, 'width': ask.size, **steps,
                    'guidance_scale': GUIDANCE, 'num_images_per_prompt': len(ask.noise), 'latents': ask.noise,
                    'callback': lambda step, timestep, latents: self.watch.step(latents), **ask.options})
+
+
+def _load_pipeline(folder: str, **options: Any) -> Any:
+    from modelscope_cartoon import load_pipeline
+    return load_pipeline(folder, **options)
+
+
+def _through_the_host(folder: str, **options: Any) -> Any:
+    from modelscope.pipelines import pipeline
+
+    import modelscope_cartoon  # noqa: F401  (registers ours)
+    return pipeline('text-to-image-synthesis', model=folder, pipeline_name='cartoon-stable-diffusion', **options)
 
 
 def _openvino(folder: Path, device: str, watch: Watch) -> Any:
@@ -148,6 +160,7 @@ SIDES: dict[str, Side] = {
     'T': Side('diffusers, bf16, TensorRT', partial(Diffusers, tensorrt=True), 1.1, ('cuda',)),
     'compile': _row('compile', 'backend compile', 1.1, devices=('cuda',)),
     'auto': _row('auto', 'backend auto', 1.1, standard=False),
+    'host': _row('auto', "backend auto, through the host's pipeline()", 1.1, standard=False, options={'host': True}),
     'low': _row('torch', "memory='low'", 0.95, devices=('cuda',), options={'memory': 'low'}),
     'min': _row('torch', "memory='min'", 0.95, devices=('cuda',), options={'memory': 'min'}),
 }
