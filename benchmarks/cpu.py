@@ -89,7 +89,7 @@ def _measure(running: Bench, processes: dict[str, Process], arguments: argparse.
     if not arguments.fast_repeats or not preset:
         return
     same = {name: processes[name] for name in ('D16', best) if name in processes}
-    running.run(same, 'same sampler', size, max(3, steps), 1, options={'scheduler': preset['scheduler']}, warm=False)
+    running.run(same, 'same sampler', size, max(3, steps), 1, options={'scheduler': preset['scheduler']}, warm=0)
     if best in processes and (best == 'openvino' or last):
         for kind, wanted in FAST.items():
             running.run({best: processes[best]}, kind, size, 0, arguments.fast_repeats, options=wanted)

@@ -18,6 +18,7 @@ from benchmarks.runner import Bench, plan, say
 
 NO_GPU = 'this benchmark needs an NVIDIA GPU, and torch sees none here (torch.cuda.is_available() is False).'
 MEMORY = ('low', 'min')
+WARM = 3     # compiling, recording a CUDA graph, replaying it
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,10 +63,11 @@ def _free_gib(arguments: argparse.Namespace, running: Bench) -> float:
 def _measure(running: Bench, group: list[str], sizes: list[int], arguments: argparse.Namespace) -> None:
     with running.opened(group) as processes:
         for size in sizes:
-            running.run(processes, 'exact', size, arguments.steps, arguments.repeats)
+            running.run(processes, 'exact', size, arguments.steps, arguments.repeats, warm=WARM)
         quick = {name: process for name, process in processes.items() if name not in ('U', *MEMORY)}
         for batch in arguments.batches:
-            running.run(quick, 'throughput', sizes[0], arguments.steps, max(1, arguments.repeats // 2), batch)
+            running.run(quick, 'throughput', sizes[0], arguments.steps, max(1, arguments.repeats // 2), batch,
+                        warm=WARM)
         best = stats.best_of_ours(running.result, stats.find(running.result, 'exact'))
         if 'peaks' not in running.result and best in processes:
             running.result['peaks'] = processes[best].ask('peaks', **running.peak_sizes())

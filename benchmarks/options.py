@@ -92,4 +92,4 @@ def reference(running: Bench, sizes: list[int], steps: int) -> None:
     say('reference, in float32')
     with running.opened(['D32']) as processes:
         for size in sizes:
-            running.run(processes, 'exact', size, steps, repeats=1, warm=False)
+            running.run(processes, 'exact', size, steps, repeats=1, warm=0)

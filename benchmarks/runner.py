@@ -120,14 +120,14 @@ class Bench:
         return str(path)
 
     def run(self, processes: dict[str, Process], kind: str, size: int, steps: int, repeats: int, batch: int = 1,
-            options: dict[str, Any] | None = None, rarely: tuple[str, ...] = (), warm: bool = True) -> None:
-        """`repeats` rounds, in each of which every side draws once; before them, one short picture to warm up (`warm`).
+            options: dict[str, Any] | None = None, rarely: tuple[str, ...] = (), warm: int = 1) -> None:
+        """`repeats` rounds, in each of which every side draws once; before them, `warm` short pictures each.
         `rarely`: sides that draw in every other round only. The samples join the run of the same settings. steps 0: as
         many as the preset says; four warm it up, with guidance and without, whole and reused."""
         run = self._entry(kind, size, steps, batch, options or {})
         question = {'size': size, 'batch': batch, 'options': options, 'noise': self.noise(size, batch)}
         able = dict(processes)
-        for turn in range(-1 if warm else 0, repeats):
+        for turn in range(-warm, repeats):
             for name in list(able):
                 if turn % 2 and turn > 0 and name in rarely:
                     continue

@@ -61,6 +61,8 @@ def draw(side: Any, watch: Watch, size: int, steps: int, noise: str, batch: int 
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     if keep:
         np.save(keep, watch.latents.float().cpu().numpy())
+    if batch > 1 and watch.device == 'cuda':
+        torch.cuda.empty_cache()     # or what a batch needed would be kept from the sides beside this one
     gpu = {'gpu_gib': torch.cuda.max_memory_allocated() / 2**30} if watch.device == 'cuda' else {}
     return {'seconds': seconds, 'cpu_seconds': cpu, 'steps': len(watch.steps), **watch.seconds(),
             'peak_gib': peak_gib(), **gpu}
