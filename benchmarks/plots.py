@@ -26,8 +26,9 @@ def bars(result: Result, path: Path) -> Path | None:
     axes.bar_label(drawn, fmt='%.3g', padding=3)
     floors = stats.floor(result, 'bf16', run['size'])
     if floors:
-        axes.axvline(FULL_STEPS * floors['best'], color='black', linestyle=':', linewidth=1)
-        axes.text(FULL_STEPS * floors['best'], len(names) - 0.4, ' UNet at this machine\'s best bf16 rate', fontsize=8)
+        axes.axvline(FULL_STEPS * floors['best'], color='black', linestyle=':',
+                     label='the UNet calls alone, at the best bf16 rate of this machine')
+        axes.legend(loc='upper right', frameon=False, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f'seconds for {FULL_STEPS} steps, {run["size"]} px'
                     + (', extrapolated' if stats.extrapolated(run) else ''))

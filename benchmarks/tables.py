@@ -27,7 +27,7 @@ def _heading(result: Result) -> str:
     fast = [name for name in machine['capabilities'] if 'bf16' in name or 'vnni' in name or 'amx' in name]
     words = (f'{result["date"][:10]}, {where}{machine["processor"]}, {machine["cores"]} cores '
              f'({", ".join(fast) or "no bf16"}), {machine["memory_gib"]} GiB; '
-             f' torch {versions["torch"]}, diffusers {versions["diffusers"]}'
+             f'torch {versions["torch"]}, diffusers {versions["diffusers"]}'
              + (f', openvino {versions["openvino"]}' if 'openvino' in versions else '')
              + f'; {result["model"]["name"]}, {result["settings"]["steps"]} steps.\n\n`{result["command"]}`')
     if stats.was_shared(result):
@@ -118,7 +118,7 @@ def _floor(result: Result) -> str:
             call = median(run, name, 'step')
             rows += [[f'{run["size"]} px', result['sides'][name]['title'], number(call),
                       *(times(stats.ratio(call, floors.get(kind))) for kind in ('best', 'by kind'))]]
-    flops = ', '.join(f'{size} px {sum(each["unet"].values()) / 1e12:.3f}' for size, each in result['flops'].items())
+    flops = ', '.join(f'{size} px {sum(each["unet"].values()) / 1e12:.4g}' for size, each in result['flops'].items())
     return ('**What the machine can do,** measured in the process that draws with ours, in GFLOP/s:\n\n'
             + table(['work', 'median', 'lowest', 'highest'], rates)
             + f'\n\nA UNet call with guidance takes (TFLOP): {flops}. Over the least time that takes in bf16, at '

@@ -49,7 +49,8 @@ class Watch:
             self.on_step()
 
     def follow(self, pipe: Any) -> None:
-        """Times what a diffusers pipeline does before and after its loop."""
+        """Times what a diffusers pipeline does before and after its loop, and shows no bar."""
+        pipe.set_progress_bar_config(disable=True)
         pipe.encode_prompt = self.timed('text', pipe.encode_prompt)
         pipe.vae.decode = self.timed('vae', pipe.vae.decode)
 
