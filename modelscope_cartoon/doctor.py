@@ -16,7 +16,8 @@ def report(as_json: bool, verify: bool = False) -> int:
     """Prints the findings; exit code 1 where something keeps the package from drawing, or a model is damaged."""
     findings = {'python': f'{platform.python_version()} on {platform.platform()}', 'packages': packages(),
                 **machine(), 'models': models(), 'advice': advice()}
-    damaged = {name: verdict(name, path) for name, path in findings['models'].items() if path} if verify else {}
+    damaged = {**{name: verdict(name, path) for name, path in findings['models'].items() if path},
+               **copies()} if verify else {}
     findings |= {'verified': damaged} if verify else {}
     if as_json:
         print(json.dumps(findings, ensure_ascii=False, indent=2))
@@ -71,6 +72,14 @@ def verdict(name: str, path: str) -> str | None:
     except CartoonError as error:
         return str(error)
     return f'{", ".join(changed)}: not what the hub has; delete and download again.' if changed else None
+
+
+def copies() -> dict[str, str | None]:
+    """What is wrong with each prepared copy, by its place in our cache: its files held against their manifest."""
+    from modelscope_cartoon import cache, prepared
+
+    return {f'{path.parent.name}/{path.name}': prepared.damage(path) for path in cache.entries()
+            if path.parent.name == prepared.KIND}
 
 
 def advice() -> list[str]:

@@ -1,8 +1,8 @@
 """A component's weight files as tensors in the wanted precision, never two copies of the weights in memory at once.
 
-A tensor that is stored in that precision stays where it is, on disk, mapped into memory and read when it is used. Others
-are converted a portion at a time; each portion has a mapping of its own, which goes with it (the pages of a mapped file
-count as used memory until then).
+A tensor that is stored in that precision stays where it is, on disk, mapped into memory and read when it is used.
+Others are converted a portion at a time; each portion has a mapping of its own, which goes with it (the pages of a
+mapped file count as used memory until then).
 """
 from __future__ import annotations
 
