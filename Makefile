@@ -20,7 +20,7 @@ $(VENV)/demo.stamp: setup.py constraints.txt
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps k-diffusion==0.1.1
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps k-diffusion==0.1.1 DeepCache==0.1.1
 	touch $@
 
 clean:

@@ -50,6 +50,16 @@ def number(key: str, value: Any, least: float, most: float) -> float:
     return float(value)
 
 
+def interval(key: str, value: Any) -> tuple[float, float]:
+    """(start, stop), fractions of the steps."""
+    many = list(value) if isinstance(value, (list, tuple)) else []
+    if len(many) != 2 or not all(isinstance(one, numbers.Real) and not isinstance(one, bool) for one in many) \
+            or not 0 <= many[0] < many[1] <= 1:
+        raise InvalidRequest(f'{key} is {shown(value)}; accepted: two numbers (start, stop), fractions of the steps '
+                             'with 0 <= start < stop <= 1, such as (0, 0.5).')
+    return float(many[0]), float(many[1])
+
+
 def _index(key: str, value: Any, accepted: str) -> int:
     if isinstance(value, bool) or not hasattr(value, '__index__'):
         raise InvalidRequest(f'{key} is {shown(value)}; accepted: {accepted}.')

@@ -7,6 +7,7 @@ Nothing heavy is imported before a command needs it: the host loads this module 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,14 @@ from typing import Any, NoReturn
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import CartoonError, Stopped
 from modelscope_cartoon.names import did_you_mean
+from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
+
+# each a function of the parsed arguments that gives the exit code
+_COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
+             'compare': 'comparing.compare', 'publish': 'publishing.publish', 'doctor': 'doctor.report',
+             'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +50,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
+    _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
     _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
@@ -66,12 +74,17 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--num-images-per-prompt', '-n', type=int, metavar='N')
     draw.add_argument('--height', type=int)
     draw.add_argument('--width', type=int)
+    draw.add_argument('--preset', metavar='NAME', help='; '.join(f'{row.name}: {row.words}' for row in PRESETS))
     draw.add_argument('--num-inference-steps', '--steps', type=int, metavar='N')
     draw.add_argument('--guidance-scale', '--guidance', type=float, metavar='X')
+    draw.add_argument('--guidance-interval', nargs=2, type=float, metavar=('START', 'STOP'),
+                      help='guidance on these of the steps alone, as fractions: 0 0.5')
+    draw.add_argument('--cache-interval', type=int, metavar='N',
+                      help='every N-th UNet call is whole, the others reuse its deep features')
     draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
     draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
-    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, torch')
+    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, compile, openvino, torch, int8')
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
     draw.add_argument('--json', action='store_true', help='machine-readable output')
@@ -99,9 +112,17 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     what.add_argument('--list', action='store_true', help='what was prepared, with its size on disk')
     what.add_argument('--remove', metavar='MODEL', help='delete what was prepared for a model, or an entry of --list')
     prepare.add_argument('--dtype', default='bfloat16', help='bfloat16 (default), float16')
-    prepare.add_argument('--backend', default='auto', help='what to prepare it for: auto (all that run here), torch')
+    prepare.add_argument('--backend', default='auto',
+                         help='what to prepare it for: auto (all that run here), openvino, torch, int8')
+    prepare.add_argument('--accept', action='store_true',
+                         help='int8: keep it whatever it costs; otherwise you are asked, with the distance in sight')
     prepare.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     prepare.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.comparing import add_options
+    add_options(compare)
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
@@ -129,26 +150,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
-    if arguments.cartoon_command == 'draw':
-        from modelscope_cartoon.drawing import draw
-        return draw(arguments)
-    if arguments.cartoon_command == 'publish':
-        from modelscope_cartoon.publishing import publish
-        return publish(arguments)
-    if arguments.cartoon_command == 'train':
-        from modelscope_cartoon.teaching import teach
-        return teach(arguments)
-    if arguments.cartoon_command == 'prepare':
-        from modelscope_cartoon.preparing import prepare
-        return prepare(arguments)
-    if arguments.cartoon_command == 'doctor':
-        from modelscope_cartoon.doctor import report
-        return report(arguments.json, arguments.verify)
-    return list_styles(arguments.json)
+    module, _, function = _COMMANDS[arguments.cartoon_command].partition('.')
+    return getattr(importlib.import_module(f'modelscope_cartoon.{module}'), function)(arguments)
 
 
-def list_styles(as_json: bool) -> int:
-    if as_json:
+def list_styles(arguments: argparse.Namespace) -> int:
+    if arguments.json:
         import json
         from dataclasses import asdict
         print(json.dumps([asdict(style) for style in styles().values()], ensure_ascii=False, indent=2))

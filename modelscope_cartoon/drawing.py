@@ -19,8 +19,8 @@ from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.styles import styles
 
 FULL = 'full'
-_FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'num_inference_steps', 'guidance_scale',
-           'scheduler')
+_FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'preset', 'num_inference_steps',
+           'guidance_scale', 'guidance_interval', 'cache_interval', 'scheduler')
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -49,13 +49,18 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
                             'modelscope-cartoon draw "a portrait painting of a woman" --style flat')
     if arguments.prompt is not None:
         return [arguments.prompt]
+    return read_prompts(arguments.prompt_file)
+
+
+def read_prompts(file: str) -> list[str]:
+    """One a line; '-' is standard input."""
     try:
-        text = sys.stdin.read() if arguments.prompt_file == '-' else Path(arguments.prompt_file).read_text('utf-8')
+        text = sys.stdin.read() if file == '-' else Path(file).read_text('utf-8')
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidPrompt(f'{arguments.prompt_file} can\'t be read as text ({error}).') from error
+        raise InvalidPrompt(f'{file} can\'t be read as text ({error}).') from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
-        raise InvalidPrompt(f'{arguments.prompt_file} has no prompt in it; write one a line.')
+        raise InvalidPrompt(f'{file} has no prompt in it; write one a line.')
     return prompts
 
 
@@ -100,7 +105,8 @@ def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model
     prompts, loras = output['revised_prompt'], output.get('loras')
     for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
         yield {'file': str(write_file(target.next(request, seed), image)), 'model': model, 'style': request['style'],
-               'seed': seed, 'seconds': seconds, 'revised_prompt': prompts if isinstance(prompts, str) else prompts[i],
+               'seed': seed, 'seconds': seconds, 'preset': output['preset'],
+               'revised_prompt': prompts if isinstance(prompts, str) else prompts[i],
                **({'loras': loras[i] if isinstance(loras[0], list) else loras} if loras else {})}
 
 

@@ -24,7 +24,8 @@ from modelscope_cartoon.sharing import share
 
 MODES = ('full', 'low', 'min')
 _ACTIVATIONS = 1.5 * 2**30     # bytes beside the weights for one 768-pixel picture, VAE decode included
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory')     # torch on Linux and macOS, on Windows
+# torch's words on Linux and macOS, on Windows; OpenVINO's
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory', 'bad_alloc')
 _TILE = 512                    # pixels; the VAE's own default of 768 makes tiling do nothing at 768
 
 

@@ -120,7 +120,7 @@ class CartoonStableDiffusion(Model):
         try:
             return self._sample(request, pictures)
         except Overflow as overflow:
-            if self._backend.pipe.unet.dtype == torch.float32:
+            if self._backend.pipe.unet.dtype == self.dtype == torch.float32:
                 raise _non_finite(overflow) from overflow
             self._to_fp32(overflow)
         rewind()
@@ -141,7 +141,7 @@ class CartoonStableDiffusion(Model):
 
     def _to_fp32(self, overflow: Overflow) -> None:
         logger.warning('%s in %s; the picture is drawn again in float32, and so are all later ones '
-                       '(slower, twice the memory).', overflow, self._backend.pipe.unet.dtype)
+                       '(slower, twice the memory).', overflow, self.dtype)
         self._backend.to_fp32()
         self.dtype = torch.float32
 

@@ -7,10 +7,10 @@ from modelscope_cartoon.formats import get_format
 
 
 class ImagePostprocessor:
-    """{'request', 'pictures', 'images'} -> {'output_imgs', 'seeds', 'revised_prompt'}, one entry a picture.
+    """{'request', 'pictures', 'images'} -> {'output_imgs', 'seeds', 'revised_prompt', 'preset'}, one entry a picture.
 
-    revised_prompt is one string where all pictures share it, else a list like the others. Where LoRAs were on there is
-    `loras` too, [(name, scale), ...], in the same way.
+    preset is one name. revised_prompt is one string where all pictures share it, else a list like the others. Where
+    LoRAs were on there is `loras` too, [(name, scale), ...], in the same way.
     """
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -22,6 +22,7 @@ class ImagePostprocessor:
             'output_imgs': [convert(image) for image in inputs['images']],
             'seeds': [picture.seed for picture in pictures],
             'revised_prompt': _shared(prompts),
+            'preset': request.preset,
             **({'loras': _shared(loras)} if any(loras) else {}),
         }
 

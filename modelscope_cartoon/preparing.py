@@ -37,12 +37,16 @@ def _prepare_each(folder: ModelFolder, arguments: argparse.Namespace) -> Iterato
     from modelscope.utils.device import create_device
 
     from modelscope_cartoon import backends
+    from modelscope_cartoon.backends.int8 import Int8
     from modelscope_cartoon.precision import parse_dtype
 
     device = create_device(arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu'))
     dtype = parse_dtype(arguments.dtype) or torch.bfloat16
     chosen = backends.parse_backend(arguments.backend)
-    for name in backends.NAMES[1:] if chosen == 'auto' else [chosen]:
+    if arguments.accept:
+        Int8.accept = staticmethod(lambda distance: True)
+    unasked = [name for name in backends.NAMES[1:] if not backends.get_backend(name).by_name_only]
+    for name in unasked if chosen == 'auto' else [chosen]:
         backend = backends.get_backend(name)
         reason = backend.missing(device) or backend.obstacle(folder)
         if reason and chosen != 'auto':

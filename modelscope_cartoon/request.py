@@ -18,6 +18,7 @@ from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest, UnknownOpti
 from modelscope_cartoon.formats import get_format
 from modelscope_cartoon.lora_choice import LoraChoice, check_lora, check_style
 from modelscope_cartoon.names import refuse_unknown
+from modelscope_cartoon.presets import EXACT, get_preset
 from modelscope_cartoon.schedulers import get_row
 
 MAX_PICTURES = 1000
@@ -30,6 +31,8 @@ class GenerationRequest:
 
     text, negative_prompt: as given, one entry a prompt. seed: one entry a picture, prompt by prompt.
     style: a name, or a mix such as 'flat:0.6+watercolor:0.4'. lora: (path or name, scale) of each.
+    preset: its fields stand where none is given. guidance_interval: guidance is on where start <= step / steps < stop.
+    cache_interval: every n-th UNet call is whole, the others reuse its deep features (modelscope_cartoon.deepcache).
     """
     text: tuple[str, ...]
     negative_prompt: tuple[str, ...]
@@ -40,12 +43,15 @@ class GenerationRequest:
     num_images_per_prompt: int = 1
     height: int | None = None
     width: int | None = None
+    preset: str = EXACT
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     clip_skip: int | None = None
     eta: float = 0.0
     scheduler: str | None = None
+    cache_interval: int = 1
     generator: Any = None
     latents: Any = None
     output_type: str = 'bgr'
@@ -58,7 +64,7 @@ class GenerationRequest:
     def settings(self) -> tuple:
         """What pictures must share to be drawn in one batch; their LoRAs (Picture.loras) too."""
         return (self.height, self.width, self.num_inference_steps, self.guidance_scale, self.guidance_rescale,
-                self.clip_skip, self.eta, self.scheduler)
+                self.guidance_interval, self.clip_skip, self.eta, self.scheduler, self.cache_interval)
 
     @property
     def draws_alone(self) -> bool:
@@ -85,6 +91,7 @@ def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
     refuse_unknown('key', given, FIELD_NAMES)
     given = {key: value for key, value in given.items() if value is not None or key == 'text'}
     given = _with_callback(given)
+    given = {**get_preset(given.get('preset', EXACT)).fields, **given}
     values = {key: check(key, given[key]) for key, check in _CHECKS.items() if key in given}
     return _assemble(values)
 
@@ -109,6 +116,7 @@ def _assemble(values: dict[str, Any]) -> GenerationRequest:
         'seed': None if drawn_by_generator else _seeds(seeds, prompts * count)})
     _check_budget(request)
     _check_generator(request)
+    _check_interval(request)
     return request
 
 
@@ -159,6 +167,13 @@ def _check_generator(request: GenerationRequest) -> None:
                              'give one, or one for each picture.')
 
 
+def _check_interval(request: GenerationRequest) -> None:
+    steps, (start, stop) = request.num_inference_steps, request.guidance_interval or (0, 1)
+    if not any(start <= step / steps < stop for step in range(steps)):
+        raise InvalidRequest(f'guidance_interval is {request.guidance_interval}, and none of {steps} steps is in it; '
+                             'give a wider one, or guidance_scale=1 for no guidance at all.')
+
+
 def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
     """The host's old `callback(step, timestep, latents)` every `callback_steps` steps, as callback_on_step_end."""
     given = dict(given)
@@ -190,12 +205,15 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     'num_images_per_prompt': lambda key, value: checks.whole(key, value, 1, MAX_PICTURES),
     'height': checks.size,
     'width': checks.size,
+    'preset': lambda key, value: get_preset(value).name,
     'num_inference_steps': lambda key, value: checks.whole(key, value, 1, 1000),
     'guidance_scale': lambda key, value: checks.number(key, value, 0, 50),
     'guidance_rescale': lambda key, value: checks.number(key, value, 0, 1),
+    'guidance_interval': checks.interval,
     'clip_skip': lambda key, value: checks.whole(key, value, 0, 12) or None,
     'eta': lambda key, value: checks.number(key, value, 0, 1),
     'scheduler': lambda key, value: get_row(value).label,
+    'cache_interval': lambda key, value: checks.whole(key, value, 1, 1000),
     'generator': lambda key, value: value,
     'latents': lambda key, value: value,
     'output_type': lambda key, value: get_format(value).name,

@@ -21,6 +21,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
+from modelscope_cartoon import deepcache, guidance
 from modelscope_cartoon.errors import InvalidRequest
 from modelscope_cartoon.request import GenerationRequest, Picture
 from modelscope_cartoon.schedulers import build, check_eta, check_steps
@@ -66,6 +67,8 @@ def session(pipe: Any, request: GenerationRequest) -> Any:
                       else copy.deepcopy(pipe.scheduler))
     check_steps(pipe.scheduler, request.num_inference_steps)
     check_eta(pipe.scheduler, request.eta)
+    guidance.check(pipe, request)
+    deepcache.check(pipe.unet, request.cache_interval)
     pipe.scheduler.step = _checked(pipe.scheduler.step)
     if not hasattr(pipe, '_progress_bar_config'):
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
@@ -117,12 +120,12 @@ def denoise(pipe: Any, request: GenerationRequest, encoded: Encoded, noise: torc
     height, width = _size(pipe, request)
     if isinstance(generator, (list, tuple)):
         generator = [generator[i] for i in encoded.positions]
-    latents = pipe(
+    latents = deepcache.reusing(pipe, request.cache_interval)(
         prompt_embeds=encoded.prompt_embeds, negative_prompt_embeds=encoded.negative_prompt_embeds,
         latents=noise[encoded.positions], generator=generator, height=height, width=width,
-        num_inference_steps=request.num_inference_steps, guidance_scale=request.guidance_scale,
-        guidance_rescale=request.guidance_rescale, eta=request.eta, output_type='latent',
-        callback_on_step_end=_returning_a_dict(request.callback_on_step_end)).images
+        num_inference_steps=request.num_inference_steps, guidance_rescale=request.guidance_rescale, eta=request.eta,
+        output_type='latent', **guidance.options(request, encoded.negative_prompt_embeds,
+                                                 _returning_a_dict(request.callback_on_step_end))).images
     return finite('denoising', latents)
 
 

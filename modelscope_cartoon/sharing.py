@@ -27,6 +27,8 @@ def share(network: torch.nn.Module) -> bool:
         twins = [other for other in _networks if other is not network and type(other) is type(network)]
         _networks.add(network)
     mine = [*network.parameters(), *network.buffers()]
+    if not mine:     # OpenVINO's stand-ins
+        return False
     for twin in twins:
         theirs = resting_tensors(twin)
         if _equal(mine, theirs):

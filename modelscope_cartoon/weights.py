@@ -66,11 +66,16 @@ def load(folder: ModelFolder, dtype: torch.dtype, copies: Mapping[str, WeightFil
     copies: files of the same weights in `dtype` by component, which were checked when they were made (prepared.py).
     """
     modules = {name: load_component(folder, name, dtype, (copies or {}).get(name)) for name in _CLASSES}
-    tokenizer = load_tokenizer(folder, modules['text_encoder'])
+    return assemble(folder, **modules)
+
+
+def assemble(folder: ModelFolder, **networks: torch.nn.Module) -> StableDiffusionPipeline:
+    """The folder's pipeline around `networks`: unet, vae, text_encoder."""
+    tokenizer = load_tokenizer(folder, networks['text_encoder'])
     scheduler = load_scheduler(folder)
     if folder.index.get('safety_checker', [None])[0]:
         logger.warning('%s lists a safety_checker; it is not loaded, so check what you publish.', folder.root)
-    return StableDiffusionPipeline(**modules, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
+    return StableDiffusionPipeline(**networks, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None,
                                    feature_extractor=None, requires_safety_checker=False)
 
 
@@ -108,14 +113,14 @@ def _try_out(scheduler: Any) -> None:
     _ = scheduler.init_noise_sigma
 
 
-def load_tokenizer(folder: ModelFolder, text_encoder: CLIPTextModel) -> CLIPTokenizer:
+def load_tokenizer(folder: ModelFolder, text_encoder: Any) -> CLIPTokenizer:
     path = folder.root / 'tokenizer'
     try:
         tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
         ids = tokenizer('a photo of a cat').input_ids
     except Exception as error:
         raise ModelError(f'{path} can\'t be read ({error}); download the model again.') from error
-    rows = text_encoder.get_input_embeddings().num_embeddings
+    rows = text_encoder.config.vocab_size
     if len(tokenizer) < 100 or len(tokenizer) > rows:
         raise ModelError(f'{path} knows {len(tokenizer)} tokens and the text encoder {rows}; '
                          'they do not belong together.')

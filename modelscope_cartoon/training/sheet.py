@@ -38,8 +38,8 @@ class Samples:
 
     def write_sheet(self) -> None:
         paths = sorted(self.folder.glob('step-*.png'))
-        write_file(self.folder / 'sheet.png', png(sheet([(path.stem, Image.open(path)) for path in paths],
-                                                        self.prompts)))
+        rows = [(path.stem.replace('-', ' ').replace(' 0', ' ').lstrip(), Image.open(path)) for path in paths]
+        write_file(self.folder / 'sheet.png', png(sheet(rows, self.prompts)))
 
 
 def default_prompts(captions: Sequence[str], without_trigger: Sequence[str]) -> list[str]:
@@ -50,8 +50,9 @@ def default_prompts(captions: Sequence[str], without_trigger: Sequence[str]) -> 
     return with_trigger + [prompt for prompt in plain if prompt not in with_trigger]
 
 
-def row(cells: Sequence[Image.Image]) -> Image.Image:
-    cells = [cell.resize((min(cell.width, _CELL), min(cell.height, _CELL))) for cell in cells]
+def row(cells: Sequence[Image.Image], side: int = _CELL) -> Image.Image:
+    """`cells` side by side, made smaller to at most `side` pixels each way."""
+    cells = [cell.resize((min(cell.width, side), min(cell.height, side))) for cell in cells]
     width, height = cells[0].size
     strip = Image.new('RGB', (width * len(cells), height), 'white')
     for i, cell in enumerate(cells):
@@ -68,7 +69,7 @@ def sheet(rows: Sequence[tuple[str, Image.Image]], prompts: Sequence[str]) -> Im
         draw.text((i * cell + 2, 2), _fitting(prompt, cell - 4, font), _INK, font)
     top = _LABEL
     for name, strip in rows:
-        draw.text((2, top + 2), name.replace('-', ' ').replace(' 0', ' ').lstrip(), _INK, font)
+        draw.text((2, top + 2), _fitting(name, width - 4, font), _INK, font)
         page.paste(strip, (0, top + _LABEL))
         top += _LABEL + strip.height
     return page
