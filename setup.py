@@ -33,7 +33,11 @@ setup(
         'psutil',
         'filelock',                # two processes that want the same converted network: one builds it
     ],
-    extras_require={'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard']},
+    extras_require={
+        'openvino': ['openvino>=2026.4'],
+        'int8': ['openvino>=2026.4', 'nncf>=3.4'],
+        'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard', 'openvino>=2026.4'],
+    },
     entry_points={
         'console_scripts': ['modelscope-cartoon = modelscope_cartoon.cli:main'],
         'modelscope_hub.cli_plugins': ['cartoon = modelscope_cartoon.cli:CartoonCommand'],

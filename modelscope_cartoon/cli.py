@@ -7,6 +7,7 @@ Nothing heavy is imported before a command needs it: the host loads this module 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 from modelscope_cartoon.styles import styles
+
+# each a function of the parsed arguments that gives the exit code
+_COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
+             'compare': 'comparing.compare', 'publish': 'publishing.publish', 'doctor': 'doctor.report',
+             'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +49,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
+    _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
     _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
     _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
@@ -77,7 +84,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--scheduler', help=', '.join(row.label for row in SCHEDULERS))
     draw.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
     draw.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
-    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, torch, compile')
+    draw.add_argument('--backend', default='auto', help='what runs the networks: auto, compile, openvino, torch, int8')
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
     draw.add_argument('--json', action='store_true', help='machine-readable output')
@@ -97,6 +104,20 @@ def _add_publish(publish: argparse.ArgumentParser) -> None:
     publish.add_argument('--token', help='else MODELSCOPE_API_TOKEN, or that of `modelscope login`')
     publish.add_argument('--output', '-o', metavar='DIR', help='keep the built folder')
     publish.add_argument('--device', help='what draws the sample pictures: gpu, cpu, cuda:1')
+
+
+def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    what = prepare.add_mutually_exclusive_group(required=True)
+    what.add_argument('model', nargs='?', metavar='MODEL', help='a style, a hub id, or a folder')
+    what.add_argument('--list', action='store_true', help='what was prepared, with its size on disk')
+    what.add_argument('--remove', metavar='MODEL', help='delete what was prepared for a model, or an entry of --list')
+    prepare.add_argument('--dtype', default='bfloat16', help='bfloat16 (default), float16')
+    prepare.add_argument('--backend', default='auto',
+                         help='what to prepare it for: auto (all that run here), openvino, torch, int8')
+    prepare.add_argument('--accept', action='store_true',
+                         help='int8: keep it whatever it costs; otherwise you are asked, with the distance in sight')
+    prepare.add_argument('--device', help='gpu (the CPU where there is none), cpu, cuda:1')
+    prepare.add_argument('--json', action='store_true', help='machine-readable output')
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
@@ -130,26 +151,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
-    if arguments.cartoon_command == 'draw':
-        from modelscope_cartoon.drawing import draw
-        return draw(arguments)
-    if arguments.cartoon_command == 'publish':
-        from modelscope_cartoon.publishing import publish
-        return publish(arguments)
-    if arguments.cartoon_command == 'compare':
-        from modelscope_cartoon.comparing import compare
-        return compare(arguments)
-    if arguments.cartoon_command == 'train':
-        from modelscope_cartoon.teaching import teach
-        return teach(arguments)
-    if arguments.cartoon_command == 'doctor':
-        from modelscope_cartoon.doctor import report
-        return report(arguments.json, arguments.verify)
-    return list_styles(arguments.json)
+    module, _, function = _COMMANDS[arguments.cartoon_command].partition('.')
+    return getattr(importlib.import_module(f'modelscope_cartoon.{module}'), function)(arguments)
 
 
-def list_styles(as_json: bool) -> int:
-    if as_json:
+def list_styles(arguments: argparse.Namespace) -> int:
+    if arguments.json:
         import json
         from dataclasses import asdict
         print(json.dumps([asdict(style) for style in styles().values()], ensure_ascii=False, indent=2))

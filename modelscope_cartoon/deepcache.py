@@ -21,8 +21,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from modelscope_cartoon.errors import InvalidRequest
 
 Tensor = torch.Tensor
-_BLOCKS = {'DownBlock2D', 'CrossAttnDownBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'}
-_PLAIN = {'center_input_sample': False, 'class_embed_type': None, 'addition_embed_type': None,
+BLOCKS = {'DownBlock2D', 'CrossAttnDownBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'}
+PLAIN = {'center_input_sample': False, 'class_embed_type': None, 'addition_embed_type': None,
           'encoder_hid_dim_type': None, 'time_cond_proj_dim': None, 'time_embedding_act_fn': None,
           'attention_type': 'default'}
 
@@ -97,11 +97,11 @@ def _obstacle(unet: Any) -> str | None:
     if not isinstance(unet, UNet2DConditionModel):
         return f'is a {type(unet).__name__}'
     for block in (*unet.down_blocks, *unet.up_blocks):
-        if type(block).__name__ not in _BLOCKS:
+        if type(block).__name__ not in BLOCKS:
             return f'has a {type(block).__name__}'
         if getattr(block, 's1', None):
             return 'has FreeU on'
-    unlike = [name for name, plain in _PLAIN.items() if unet.config.get(name, plain) != plain]
+    unlike = [name for name, plain in PLAIN.items() if unet.config.get(name, plain) != plain]
     return f'has the {unlike[0]} {unet.config[unlike[0]]!r}' if unlike else None
 
 

@@ -1,6 +1,7 @@
 """The doctor command: versions, devices, models on this machine, what would be slow or is missing, how to get it."""
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -12,14 +13,15 @@ _PACKAGES = ('modelscope-cartoon', 'modelscope', 'torch', 'diffusers', 'transfor
              'opencv-python', 'Pillow', 'numpy')
 
 
-def report(as_json: bool, verify: bool = False) -> int:
+def report(arguments: argparse.Namespace) -> int:
     """Prints the findings; exit code 1 where something keeps the package from drawing, or a model is damaged."""
     findings = {'python': f'{platform.python_version()} on {platform.platform()}', 'packages': packages(),
                 **machine(), 'models': models(), 'advice': advice()}
     findings['backends'] = backends(findings['models']) if all(findings['packages'].values()) else {}
-    damaged = {name: verdict(name, path) for name, path in findings['models'].items() if path} if verify else {}
-    findings |= {'verified': damaged} if verify else {}
-    if as_json:
+    here = {name: path for name, path in findings['models'].items() if path}
+    damaged = {name: verdict(name, path) for name, path in here.items()} if arguments.verify else {}
+    findings |= {'verified': damaged} if arguments.verify else {}
+    if arguments.json:
         print(json.dumps(findings, ensure_ascii=False, indent=2))
     else:
         _print(findings)
@@ -119,6 +121,9 @@ def advice() -> list[str]:
         lines.append('no CUDA GPU: the full-size models take minutes a picture here; the mini model takes seconds.')
         if not cpu_has_bf16():
             lines.append('this processor has no bf16 arithmetic: full-size models are drawn in float32 (5 GiB).')
+        if importlib.util.find_spec('openvino') is None:
+            lines.append('openvino would draw full-size models about 1.4 times as fast as torch here: pip install '
+                         "'modelscope-cartoon[openvino]'; then: modelscope-cartoon prepare MODEL")
     try:
         import cv2  # noqa: F401
     except ImportError as error:

@@ -19,6 +19,7 @@ from modelscope_cartoon.errors import ModelError
 from modelscope_cartoon.lora_choice import LoraChoice, weights_file
 from modelscope_cartoon.lora_file import Delta, read, some
 
+NETWORKS = ('unet', 'text_encoder')
 KEPT_BYTES = 256 * 2**20      # of files that were read, for the next time; those in use are kept anyway
 
 
@@ -68,6 +69,11 @@ def _moved(delta: Delta, device: torch.device) -> Delta:
     return delta._replace(down=delta.down.to(device), up=delta.up.to(device))
 
 
+def _product(delta: Delta) -> torch.Tensor:
+    """What `delta` adds to its layer's weight at a scaling of 1."""
+    return (delta.up.flatten(1) @ delta.down.flatten(1)).reshape(len(delta.up), *delta.down.shape[1:])
+
+
 class Loras:
     """The LoRAs of one model. What was read is kept for the next time, up to KEPT_BYTES, the oldest given up first."""
 
@@ -93,6 +99,19 @@ class Loras:
     def check(self, pipe: Any, choice: LoraChoice) -> None:
         """CartoonError where `choice` can't be read or doesn't fit `pipe`."""
         self._wrappers(pipe, [choice])
+
+    def changed(self, pipe: Any, choices: Sequence[LoraChoice]) -> list[str]:
+        """'unet' and 'text_encoder', or the one of them that `choices` change."""
+        changed = {id(layer.module) for layer, _ in self._wrappers(pipe, choices)}
+        return [name for name in NETWORKS if changed & {id(module) for module in getattr(pipe, name).modules()}]
+
+    @torch.no_grad()
+    def merge(self, pipe: Any, choices: Sequence[LoraChoice]) -> None:
+        """Adds `choices` to the weights of `pipe` for good. A network on the meta device stays as it is."""
+        for layer, wrapper in self._wrappers(pipe, choices):
+            if not layer.module.weight.is_meta:
+                changes = [_product(delta) * (scale * delta.alpha / delta.divisor) for delta, scale in wrapper.terms]
+                layer.module.weight = torch.nn.Parameter(layer.module.weight + sum(changes), requires_grad=False)
 
     def _put_on(self, wrappers: list[tuple[Layer, LoraLayer]]) -> None:
         for layer, wrapper in wrappers:
@@ -136,7 +155,7 @@ class Loras:
 def _layers(pipe: Any) -> dict[str, Layer]:
     """The layers that a LoRA may change, by every name that LoRA files have for them."""
     found: dict[str, Layer] = {}
-    for network in ('unet', 'text_encoder'):
+    for network in NETWORKS:
         root = getattr(pipe, network)
         root = getattr(root, '_orig_mod', root)     # torch.compile's wrapper
         dtype = root.dtype     # diffusers looks through all weights for it

@@ -1,8 +1,12 @@
 """Memory modes: what each does to a diffusers pipeline, and how `auto` chooses from what is free.
 
+      everywhere                             on a GPU, beside that
 full  everything on the device
-low   the VAE decodes one picture at a time; on a GPU each network visits it in turn
-min   the VAE decodes in tiles too; on a GPU each layer visits it in turn (slow)
+low   the VAE decodes a picture at a time    and in tiles; the UNet's weights are kept in 8 bits, each layer of the
+                                             text encoder comes when it is its turn
+min   and in tiles                           the UNet's layers do so too, in 16 bits (slow)
+
+What is the same in several models is shared (modelscope_cartoon.sharing).
 """
 from __future__ import annotations
 
@@ -12,13 +16,16 @@ from typing import Any
 import psutil
 import torch
 
+from modelscope_cartoon import eight_bits, resting
 from modelscope_cartoon.errors import OutOfMemory
 from modelscope_cartoon.log import logger
 from modelscope_cartoon.names import look_up
+from modelscope_cartoon.sharing import share
 
 MODES = ('full', 'low', 'min')
 _ACTIVATIONS = 1.5 * 2**30     # bytes beside the weights for one 768-pixel picture, VAE decode included
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory')     # torch on Linux and macOS, on Windows
+# torch's words on Linux and macOS, on Windows; OpenVINO's
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", 'not enough memory', 'bad_alloc')
 _TILE = 512                    # pixels; the VAE's own default of 768 makes tiling do nothing at 768
 
 
@@ -57,21 +64,50 @@ def lower(mode: str) -> str | None:
 
 def apply(pipe: Any, mode: str, device: torch.device) -> None:
     """Puts `pipe` (diffusers) on `device` in the memory mode `mode`."""
-    pipe.remove_all_hooks()
-    pipe.vae.disable_slicing()
-    pipe.vae.disable_tiling()
+    undo(pipe)
+    on_gpu = device.type != 'cpu'
     if mode != 'full':
         pipe.vae.enable_slicing()
-    if mode == 'min':
+    if mode == 'min' or (mode == 'low' and on_gpu):
         pipe.vae.enable_tiling()
         pipe.vae.tile_sample_min_size = min(_TILE, pipe.vae.tile_sample_min_size)
         pipe.vae.tile_latent_min_size = pipe.vae.tile_sample_min_size // pipe.vae_scale_factor
-    if mode == 'full' or device.type == 'cpu':
-        pipe.to(device)
-    elif mode == 'low':
-        pipe.enable_model_cpu_offload(device=device)
+    if on_gpu and mode != 'full':
+        lend(pipe, mode, device)
     else:
-        pipe.enable_sequential_cpu_offload(device=device)
+        pipe.to(device)
+        share_parts(pipe)
+
+
+def lend(pipe: Any, mode: str, device: torch.device) -> None:
+    """'low' or 'min' on a GPU: the networks rest in the computer's memory, what is needed goes to `device`."""
+    pipe.vae.to(device)
+    for network in (pipe.unet, pipe.text_encoder):
+        network.to('cpu')
+    share_parts(pipe)
+    resting.offload(pipe.text_encoder, device)
+    if mode == 'min':
+        resting.offload(pipe.unet, device)
+    else:
+        eight_bits.pack(pipe.unet, device, resting.Rest(pipe.unet).stops)
+        logger.warning("memory mode 'low' keeps the UNet's weights in 8 bits: pictures differ a little from those of "
+                       "'full' (docs/memory.md).")
+
+
+def share_parts(pipe: Any) -> None:
+    """Not the UNet: the models differ in it, and it is what people write LoRAs into."""
+    shared = [name for name in ('vae', 'text_encoder') if share(getattr(pipe, name))]
+    if shared:
+        logger.info('the %s is shared with another model that is loaded.', ' and the '.join(shared))
+
+
+def undo(pipe: Any) -> None:
+    """As it was loaded, but for where it is."""
+    pipe.remove_all_hooks()     # accelerate's, of a user's own
+    for network in (pipe.unet, pipe.text_encoder):
+        resting.let_rest(network)
+    pipe.vae.disable_slicing()
+    pipe.vae.disable_tiling()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

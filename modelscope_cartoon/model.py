@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class CartoonStableDiffusion(Model):
         try:
             return self._sample(request, pictures)
         except Overflow as overflow:
-            if self._backend.pipe.unet.dtype == torch.float32:
+            if self._backend.pipe.unet.dtype == self.dtype == torch.float32:
                 raise _non_finite(overflow) from overflow
             self._to_fp32(overflow)
         rewind()
@@ -140,7 +141,7 @@ class CartoonStableDiffusion(Model):
 
     def _to_fp32(self, overflow: Overflow) -> None:
         logger.warning('%s in %s; the picture is drawn again in float32, and so are all later ones '
-                       '(slower, twice the memory).', overflow, self._backend.pipe.unet.dtype)
+                       '(slower, twice the memory).', overflow, self.dtype)
         self._backend.to_fp32()
         self.dtype = torch.float32
 
@@ -154,6 +155,7 @@ class CartoonStableDiffusion(Model):
         logger.warning('not enough memory for %s in memory mode %r; trying %r, which is slower.',
                        doing, self.memory_mode, lower)
         self.memory_mode = lower
+        traceback.clear_frames(error.__traceback__)     # they hold what took the memory
         self._backend.set_memory(lower)
 
     def _out_of_memory(self, doing: str) -> OutOfMemory:

@@ -37,9 +37,14 @@ def best_dtype(device: torch.device, fp32_bytes: int) -> torch.dtype:
     """
     if device.type == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == 'cpu' and fp32_bytes > _SMALL_MODEL and cpu_has_bf16():
+    if device.type == 'cpu' and not is_small(fp32_bytes) and cpu_has_bf16():
         return torch.bfloat16
     return torch.float16 if device.type not in ('cpu', 'cuda') else torch.float32
+
+
+def is_small(fp32_bytes: int) -> bool:
+    """True for a model of whose speed its arithmetic is only a part."""
+    return fp32_bytes <= _SMALL_MODEL
 
 
 def cpu_has_bf16() -> bool:

@@ -67,14 +67,14 @@ def by_hand(pipe: Any, label: str, interval: tuple[float, float], rescale: float
 def test_a_picture_is_that_of_a_plain_loop(tiny_pipe, label: str, interval: tuple[float, float]):
     ours = latents_of(tiny_pipe, scheduler=label, guidance_interval=interval)
     expected = by_hand(tiny_pipe, label, interval)
-    assert (ours - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
     assert not torch.allclose(ours, latents_of(tiny_pipe, scheduler=label), atol=1e-2)
 
 
-@pytest.mark.parametrize('interval', INTERVALS, ids=str)
+@pytest.mark.parametrize('interval', INTERVALS[:3], ids=str)
 def test_guidance_rescale_rescales_guided_steps_alone(tiny_pipe, interval: tuple[float, float]):
     ours = latents_of(tiny_pipe, scheduler='DDIM', guidance_interval=interval, guidance_rescale=0.7)
-    assert (ours - by_hand(tiny_pipe, 'DDIM', interval, 0.7)).abs().max() < 1e-3
+    assert (ours - by_hand(tiny_pipe, 'DDIM', interval, 0.7)).abs().max() < 1e-4
     assert not torch.allclose(ours, latents_of(tiny_pipe, scheduler='DDIM', guidance_interval=interval), atol=1e-3)
 
 

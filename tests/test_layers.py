@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
              'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets'}
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
-          'lora', 'lora_file', 'backends', 'guidance', 'deepcache'}
+          'lora', 'lora_file', 'backends', 'guidance', 'deepcache', 'reading', 'prepared', 'resting', 'eight_bits',
+          'sharing'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
-FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'comparing', 'candidates'}
+FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')

@@ -137,7 +137,7 @@ def test_little_memory_chooses_a_lower_mode_and_says_so(tiny_folder, monkeypatch
 def test_memory_that_runs_out_while_loading_is_not_called_damage(tiny_folder, monkeypatch, error):
     def out_of_memory(*_: object, **__: object) -> None:
         raise error
-    monkeypatch.setattr(weights.UNet2DConditionModel, 'from_pretrained', out_of_memory)
+    monkeypatch.setattr(weights.UNet2DConditionModel, 'from_config', out_of_memory)
     with pytest.raises(OutOfMemory, match='unet'):
         weights.load(ModelFolder(tiny_folder), torch.float32)
 

@@ -28,6 +28,7 @@ class Backend(ABC):
     """pipe: the diffusers pipeline that draws, on its device. The user may replace it, or parts of it."""
 
     name: ClassVar[str]
+    by_name_only: ClassVar[bool] = False     # True: neither drawn with nor prepared unless asked for
     pipe: Any
 
     @abstractmethod
@@ -79,7 +80,8 @@ class Backend(ABC):
 
 
 # in the order in which `auto` asks; a new backend is one file and one row here
-_MODULES = {'compile': 'compiled.Compiled', 'torch': 'eager.Eager'}
+_MODULES = {'compile': 'compiled.Compiled', 'openvino': 'openvino.OpenVINO', 'torch': 'eager.Eager',
+            'int8': 'int8.Int8'}
 NAMES = ('auto', *_MODULES)
 
 
@@ -113,7 +115,7 @@ def choose(name: str, folder: ModelFolder, device: torch.device, dtype: torch.dt
 def _recommended(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> type[Backend]:
     for name in _MODULES:
         backend = get_backend(name)
-        if backend.missing(device) or backend.obstacle(folder):
+        if backend.by_name_only or backend.missing(device) or backend.obstacle(folder):
             continue
         reason = backend.recommended(folder, device, dtype)
         if reason:

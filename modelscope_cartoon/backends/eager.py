@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from modelscope_cartoon import memory, weights
-from modelscope_cartoon.backends import Backend
+from modelscope_cartoon import memory, prepared
+from modelscope_cartoon.backends import Backend, Report
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.lora import Loras
 from modelscope_cartoon.lora_choice import LoraChoice
@@ -24,7 +24,7 @@ class Eager(Backend):
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype, memory_mode: str):
         self.device, self.memory_mode = device, memory_mode
         self._loras = Loras()
-        self.pipe = weights.load(folder, dtype)
+        self.pipe = prepared.load(folder, dtype)
         if dtype != torch.float32:
             to_channels_last(self.pipe.vae)
         if dtype != torch.float32 and device.type != 'cpu':     # a CPU gains little, and would copy mapped weights
@@ -34,6 +34,11 @@ class Eager(Backend):
     def recommended(cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> str | None:
         return f'runs everywhere, here on {device} in {str(dtype).removeprefix("torch.")}.'
 
+    @classmethod
+    def prepare(cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype, report: Report) -> bool:
+        """A 16-bit copy of the weights."""
+        return prepared.prepare(folder, dtype, report)
+
     def drawing(self, loras: Sequence[LoraChoice]) -> AbstractContextManager[None]:
         return self._loras.on(self.pipe, loras)
 
@@ -41,7 +46,7 @@ class Eager(Backend):
         self._loras.check(self.pipe, choice)
 
     def to_fp32(self) -> None:
-        self.pipe.remove_all_hooks()
+        memory.undo(self.pipe)
         self.pipe.to(dtype=torch.float32)
         self.set_memory(self.memory_mode)
 
@@ -54,7 +59,11 @@ class Eager(Backend):
         self.pipe.unet.compile(**options)
 
     def save_networks(self, folder: str) -> None:
-        self.pipe.save_pretrained(folder, safe_serialization=True)
+        memory.undo(self.pipe)
+        try:
+            self.pipe.save_pretrained(folder, safe_serialization=True)
+        finally:
+            self.set_memory(self.memory_mode)
 
 
 def to_channels_last(network: torch.nn.Module) -> None:

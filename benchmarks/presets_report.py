@@ -1,0 +1,74 @@
+"""The table and the plot of benchmarks.presets, from its JSON."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+KINDS = {'concept': 'tab:blue', 'attributes': 'tab:orange', 'style': 'tab:green'}
+START, END = '<!-- figures: written by benchmarks.presets -->', '<!-- end of figures -->'
+
+
+def write(result: dict[str, Any], docs: Path, plot_file: Path) -> None:
+    """The table into `docs`, between its two marks, and the plot; the table is printed too."""
+    text = markdown(result)
+    print(text)
+    page = docs.read_text(encoding='utf-8')
+    filled, count = re.subn(f'{re.escape(START)}.*?{re.escape(END)}', lambda _: f'{START}\n{text}\n{END}', page,
+                            flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f'{docs} has no place for the table between {START} and {END}')
+    docs.write_text(filled, encoding='utf-8')
+    plot(result, plot_file)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    heads = ('', 'UNet evaluations', 's a picture', 'faster', *(f'{kind}, %' for kind in KINDS),
+             'judged as `exact` is, %', 'pixels apart, of 255', 'latents apart, %')
+    exact = result['variants']['exact']['seconds']['median']
+    rows = [(f'`{name}`' if name in ('exact', 'balanced', 'fast') else name, *cells(row, exact))
+            for name, row in result['variants'].items()]
+    lines = [heads, ['---'] * len(heads), *rows]
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return (f'{table}\n\n{result["date"]}, weights {result["model"]}, {result["pictures"]} pictures with each, '
+            f'{result["machine"]}, {result["threads"]} threads, torch {result["torch"]}. Judge: {result["judge"]}.')
+
+
+def cells(row: dict[str, Any], exact: float) -> list[str]:
+    made, seconds = row['evaluations'], row['seconds']
+    evaluations = f'{made["whole"]:g}' + (f' + {made["shallow"]:g} shallow' if made['shallow'] else '')
+    return [evaluations, f'{seconds["median"]:.2f} ({seconds["low"]:.2f}-{seconds["high"]:.2f})',
+            f'{exact / seconds["median"]:.1f}x', *(cell(row['accuracy'].get(kind)) for kind in KINDS),
+            cell(row['same answer as exact']), f'{row["pixel distance"]:.1f}', f'{100 * row["latent distance"]:.0f}']
+
+
+def cell(value: dict[str, Any] | None) -> str:
+    """'93 (88-96)'"""
+    return f'{100 * value["share"]:.0f} ({100 * value["low"]:.0f}-{100 * value["high"]:.0f})' if value else ''
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Accuracy over seconds a picture, with 95 % intervals; a name over each variant's column."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    rows = sorted(result['variants'].items(), key=lambda row: row[1]['seconds']['median'])
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout='constrained')
+    seconds = [row['seconds']['median'] for _, row in rows]
+    for kind, colour in KINDS.items():
+        values = [row['accuracy'][kind] for _, row in rows if kind in row['accuracy']]
+        shares = [100 * value['share'] for value in values]
+        bars = [[100 * (value['share'] - value['low']) for value in values],
+                [100 * (value['high'] - value['share']) for value in values]]
+        axes.errorbar(seconds, shares, bars, marker='o', color=colour, capsize=3, linewidth=1, label=kind)
+    axes.set(xscale='log', xlabel='seconds a picture', ylabel='right, % (95 % interval)', ylim=(0, 102))
+    axes.set_xticks(seconds, [f'{value:.2f}' for value in seconds], rotation=60)
+    axes.minorticks_off()
+    names = axes.secondary_xaxis('top')
+    names.set_xticks(seconds, [name for name, _ in rows], rotation=35, ha='left', fontsize=8)
+    names.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

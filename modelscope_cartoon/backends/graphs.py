@@ -1,0 +1,76 @@
+"""A network in OpenVINO's form: its file, and what OpenVINO compiles from it for the sizes at hand."""
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2     # compiled sizes of one network: a picture with guidance in a part of its steps has two
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec('openvino') is not None
+
+
+@functools.cache
+def runtime() -> Any:
+    """The openvino package. Where nobody imported it before us, without its telemetry: `openvino_telemetry` reports
+    imports and conversions to Google Analytics, and openvino does without it where it can't be imported."""
+    if 'openvino' not in sys.modules:
+        sys.modules.setdefault('openvino_telemetry', None)
+    import openvino
+    return openvino
+
+
+@functools.cache
+def core() -> Any:
+    return runtime().Core()
+
+
+class Graph:
+    """`file` (an IR's .xml), compiled for each set of input shapes at its first call and called like a function.
+
+    precision: 'f32', or 'bf16' for what the processor multiplies in it. fixed: compiled for exact shapes, which is
+    about a tenth faster than one compilation for all of them; KEPT of those are held, the oldest given up first.
+    RuntimeError where the file is damaged.
+    """
+
+    def __init__(self, file: Path, precision: str, fixed: bool = True):
+        self.file, self.precision, self.fixed = file, precision, fixed
+        self._model = core().read_model(file)     # maps the weights, reads none
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs in the file's order, float32."""
+        arrays = [_plain(tensor).numpy() for tensor in tensors]
+        results = self._compiled_for([array.shape for array in arrays])(arrays)     # shares inputs, copies outputs
+        return [torch.from_numpy(array) for array in results.to_tuple()]
+
+    def _compiled_for(self, shapes: list[tuple[int, ...]]) -> Any:
+        key = tuple(shapes) if self.fixed else None
+        compiled = self._compiled.pop(key, None)
+        while compiled is None and len(self._compiled) >= KEPT:     # before the new one needs memory
+            del self._compiled[next(iter(self._compiled))]
+        self._compiled[key] = compiled or self._compile(shapes)
+        return self._compiled[key]
+
+    def _compile(self, shapes: list[tuple[int, ...]]) -> Any:
+        model = self._model.clone()
+        if self.fixed:
+            model.reshape(dict(enumerate(map(list, shapes))))
+        return core().compile_model(model, 'CPU', {
+            'INFERENCE_PRECISION_HINT': self.precision, 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1,
+            'INFERENCE_NUM_THREADS': torch.get_num_threads()})
+
+    def forget(self) -> None:
+        """Gives the compiled memory back; the next call compiles again."""
+        self._compiled.clear()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().contiguous()
+    return tensor.float() if tensor.is_floating_point() else tensor

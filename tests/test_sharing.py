@@ -1,0 +1,120 @@
+"""Models that are loaded at once hold what is the same in them once, and stay each other's strangers otherwise."""
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from modelscope_cartoon import load_pipeline, memory, weights
+from modelscope_cartoon.folder import ModelFolder
+
+CAT = {'text': 'a cat', 'seed': 3, 'num_inference_steps': 2}
+PARTS = ('unet', 'vae', 'text_encoder')
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """Two fine-tunes: another UNet, the same VAE and text encoder; the second is a legacy .bin folder."""
+    root = tmp_path_factory.mktemp('fine-tunes')
+    first, second = tiny.build(root / 'first'), tiny.build(root / 'second', safe=False)
+    unet = second / 'unet/diffusion_pytorch_model.bin'
+    torch.save({key: value * 1.01 for key, value in torch.load(unet, weights_only=True).items()}, unet)
+    return first, second
+
+
+@pytest.fixture
+def both(folders):
+    return [load_pipeline(folder, device='cpu') for folder in folders]
+
+
+def draw(pipe, **more) -> np.ndarray:
+    return pipe({**CAT, **more})['output_imgs'][0]
+
+
+def storages(pipes, *parts: str) -> int:
+    """Bytes of all the parts' numbers, those that are shared once."""
+    kept = [p.untyped_storage() for pipe in pipes for part in parts for p in getattr(pipe.pipeline, part).parameters()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
+
+
+def test_two_models_of_one_vae_and_text_encoder_take_the_memory_of_one(both, folders, caplog):
+    assert storages(both, 'vae', 'text_encoder') == storages(both[:1], 'vae', 'text_encoder')
+    assert storages(both, 'unet') == 2 * storages(both[:1], 'unet')
+    caplog.set_level(logging.INFO, 'modelscope_cartoon')
+    again = load_pipeline(folders[0], device='cpu')
+    assert 'the vae and the text_encoder is shared' in caplog.text or 'are shared' in caplog.text
+    assert storages([*both, again], 'vae') == storages(both[:1], 'vae')
+
+
+def test_sharing_changes_no_picture(both, folders):
+    for pipe, folder in zip(both, folders):
+        alone = weights.load(ModelFolder(folder), torch.float32)
+        own, shared = ({p.data_ptr() for p in one.vae.parameters()} for one in (alone, pipe.pipeline))
+        assert not own & shared
+        direct = pipe.pipeline.__class__(**{**pipe.pipeline.components, 'vae': alone.vae, 'unet': alone.unet,
+                                            'text_encoder': alone.text_encoder}, requires_safety_checker=False)
+        picture = draw(pipe)
+        pipe.pipeline = direct
+        assert (draw(pipe) == picture).all()
+
+
+def test_another_text_encoder_or_precision_is_not_shared(both, folders, tmp_path):
+    other = load_pipeline(tiny.build(tmp_path / 'other', seed=1), device='cpu')
+    half = load_pipeline(folders[0], device='cpu', dtype='bfloat16')
+    for pipe in (other, half):
+        assert storages([both[0], pipe], *PARTS) == storages(both[:1], *PARTS) + storages([pipe], *PARTS)
+
+
+def test_what_is_shared_outlives_the_model_that_brought_it(folders):
+    first, second = (load_pipeline(folder, device='cpu') for folder in folders)
+    picture = draw(second)
+    del first
+    gc.collect()
+    assert (draw(second) == picture).all()
+    third = load_pipeline(folders[0], device='cpu')
+    assert storages([second, third], 'vae') == storages([second], 'vae')
+
+
+def test_the_fp32_fallback_of_one_leaves_the_other_as_it_is(folders):
+    pipes = [load_pipeline(folder, device='cpu', dtype='bfloat16') for folder in folders]
+    assert storages(pipes, 'vae') == storages(pipes[:1], 'vae')
+    picture = draw(pipes[1])
+    pipes[0].model._backend.to_fp32()
+    assert pipes[0].pipeline.vae.dtype == torch.float32 and pipes[1].pipeline.vae.dtype == torch.bfloat16
+    assert (draw(pipes[1]) == picture).all()
+    pipes[1].model._backend.to_fp32()
+    assert storages(pipes, 'vae') == storages(pipes[:1], 'vae')
+
+
+@pytest.mark.parametrize('mode', ['low', 'min'])
+def test_lent_networks_share_what_rests(both, mode):
+    pictures = [draw(pipe) for pipe in both]
+    for pipe in both:
+        memory.undo(pipe.pipeline)
+        memory.lend(pipe.pipeline, mode, torch.device('cpu'))
+    assert storages(both, 'text_encoder') == storages(both[:1], 'text_encoder')
+    for pipe, picture in zip(both, pictures):
+        assert np.abs(draw(pipe).astype(int) - picture).max() <= (0 if mode == 'min' else 3)
+
+
+def test_two_models_draw_in_two_threads_with_a_lora_on_what_they_share(both, folders, tmp_path):
+    lora = str(tiny.build_lora(tmp_path / 'lora', folders[0]))
+    plain, with_lora = draw(both[0]), draw(both[1], lora=lora)
+    assert (draw(both[1]) != with_lora).any()
+    wrong: list[str] = []
+
+    def work(pipe, expected: np.ndarray, more: dict) -> None:
+        for _ in range(8):
+            if (draw(pipe, **more) != expected).any():
+                wrong.append(str(more))
+    threads = [threading.Thread(target=work, args=args)
+               for args in ((both[0], plain, {}), (both[1], with_lora, {'lora': lora}))]
+    [thread.start() for thread in threads]
+    [thread.join(120) for thread in threads]
+    assert not wrong
