@@ -167,5 +167,5 @@ def _print(findings: dict[str, Any]) -> None:
 
 def _said(backend: str, model: str, chances: dict[str, str | None]) -> str:
     return chances['obstacle'] or chances['recommended'] or (
-        f'not what auto takes; ask for it with --backend {backend}, or prepare it if it gains from that: '
-        f'modelscope-cartoon prepare {model}')
+        f'auto leaves it: it is not prepared (modelscope-cartoon prepare {model}), or gains nothing here; '
+        f'--backend {backend} asks for it.')
