@@ -69,7 +69,7 @@ class DirectOpenVINO:
         width = self.text.text_encoder.config.hidden_size
         unet, vae = (core.read_model(self.cache / f'{name}.xml') for name in ('unet', 'vae'))
         unet.reshape({'sample': [2, channels, latent, latent], 'timestep': [],
-                      'encoder_hidden_states': [2, 77, width]})
+                      'encoder_hidden_states': [2, self.text.tokenizer.model_max_length, width]})
         vae.reshape([1, channels, latent, latent])
         return core.compile_model(unet, 'CPU', hints), core.compile_model(vae, 'CPU', hints)
 

@@ -16,17 +16,18 @@ _KINDS = {'convolution': 'conv', 'addmm': 'linear', 'mm': 'linear', 'bmm': 'atte
 
 def picture_flops(folder: Path, size: int) -> dict[str, dict[str, float]]:
     """Of one UNet call with guidance (two latents) and of one VAE decode: FLOP by kind (conv, linear, attention)."""
-    return {'unet': unet_flops(config(folder, 'unet'), size // _scale(folder)), 'vae': vae_flops(folder, size)}
+    tokens = config(folder, 'text_encoder').get('max_position_embeddings', 77)
+    return {'unet': unet_flops(config(folder, 'unet'), size // _scale(folder), tokens), 'vae': vae_flops(folder, size)}
 
 
 @torch.no_grad()
-def unet_flops(unet_config: dict[str, Any], latent_size: int, batch: int = 2) -> dict[str, float]:
+def unet_flops(unet_config: dict[str, Any], latent_size: int, tokens: int = 77, batch: int = 2) -> dict[str, float]:
     from diffusers import UNet2DConditionModel
 
     with torch.device('meta'):
         unet = UNet2DConditionModel.from_config(unet_config).eval()
         sample = torch.empty(batch, unet.config.in_channels, latent_size, latent_size)
-        embeddings = torch.empty(batch, 77, unet.config.cross_attention_dim)
+        embeddings = torch.empty(batch, tokens, unet.config.cross_attention_dim)
         return _counted(lambda: unet(sample, torch.empty(()), embeddings))
 
 

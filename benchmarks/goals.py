@@ -14,8 +14,9 @@ Goal = dict[str, Any]
 
 
 def goals(result: Result) -> list[Goal]:
-    """Those that the result's kind can show. They are about Stable Diffusion 2.1: another model has none."""
-    if not result['model']['sd21']:
+    """Those that the result's kind can show. They are about Stable Diffusion 2.1, on a CPU at 512 px: another model or
+    size has none."""
+    if not result['model']['sd21'] or (result['kind'] == 'cpu' and result['model']['size'] != 512):
         return []
     found = [*(_cpu(result) if result['kind'] == 'cpu' else _gpu(result)), *_gate(result), *_cold(result)]
     return found

@@ -16,7 +16,8 @@ SD21_UNET = {'block_out_channels': [320, 640, 1280, 1280], 'cross_attention_dim'
 
 
 class Model(NamedTuple):
-    """size: pixels that it is measured at, at most its own. fp32_gib: its weights in fp32."""
+    """size: pixels that it is measured at, at most its own. fp32_gib: what
+    loading makes of its weights in fp32, the margin of modelscope_cartoon.weights included."""
     folder: Path
     name: str
     size: int

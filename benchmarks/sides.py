@@ -134,7 +134,7 @@ def _openvino(folder: Path, device: str, watch: Watch) -> Any:
 
 @dataclass(frozen=True)
 class Side:
-    """need: memory at its peak as a multiple of the fp32 weights, a first guess by which groups are planned."""
+    """need: memory at its peak as a multiple of Model.fp32_gib, a first guess by which groups are planned."""
     title: str
     load: Callable[[Path, str, Watch], Any]
     need: float
@@ -149,18 +149,18 @@ def _row(backend: str, title: str, need: float, **row: Any) -> Side:
 
 
 SIDES: dict[str, Side] = {
-    'U': Side('upstream, as shipped (fp32)', Upstream, 1.3),
-    'D32': Side('diffusers, fp32', partial(Diffusers, dtype='float32'), 1.3),
-    'O': Side('OpenVINO used directly, bf16', _openvino, 0.8, ('cpu',)),
-    'openvino': _row('openvino', 'backend openvino', 0.8, devices=('cpu',)),
-    'int8': _row('int8', 'backend int8', 0.8, devices=('cpu',), standard=False),
-    'D16': Side('diffusers, bf16', Diffusers, 0.95),
-    'torch': _row('torch', 'backend torch', 0.95),
-    'C': Side('diffusers, bf16, torch.compile', partial(Diffusers, compiled=True), 1.1),
-    'T': Side('diffusers, bf16, TensorRT', partial(Diffusers, tensorrt=True), 1.1, ('cuda',)),
-    'compile': _row('compile', 'backend compile', 1.1, devices=('cuda',)),
-    'auto': _row('auto', 'backend auto', 1.1, standard=False),
-    'host': _row('auto', "backend auto, through the host's pipeline()", 1.1, standard=False, options={'host': True}),
-    'low': _row('torch', "memory='low'", 0.95, devices=('cuda',), options={'memory': 'low'}),
-    'min': _row('torch', "memory='min'", 0.95, devices=('cuda',), options={'memory': 'min'}),
+    'U': Side('upstream, as shipped (fp32)', Upstream, 1.13),
+    'D32': Side('diffusers, fp32', partial(Diffusers, dtype='float32'), 1.13),
+    'O': Side('OpenVINO used directly, bf16', _openvino, 0.7, ('cpu',)),
+    'openvino': _row('openvino', 'backend openvino', 0.7, devices=('cpu',)),
+    'int8': _row('int8', 'backend int8', 0.7, devices=('cpu',), standard=False),
+    'D16': Side('diffusers, bf16', Diffusers, 0.83),
+    'torch': _row('torch', 'backend torch', 0.83),
+    'C': Side('diffusers, bf16, torch.compile', partial(Diffusers, compiled=True), 0.95),
+    'T': Side('diffusers, bf16, TensorRT', partial(Diffusers, tensorrt=True), 0.95, ('cuda',)),
+    'compile': _row('compile', 'backend compile', 0.95, devices=('cuda',)),
+    'auto': _row('auto', 'backend auto', 0.95, standard=False),
+    'host': _row('auto', "backend auto, through the host's pipeline()", 0.95, standard=False, options={'host': True}),
+    'low': _row('torch', "memory='low'", 0.83, devices=('cuda',), options={'memory': 'low'}),
+    'min': _row('torch', "memory='min'", 0.83, devices=('cuda',), options={'memory': 'min'}),
 }

@@ -71,9 +71,10 @@ def test_goals_are_worked_out_from_the_samples():
     assert found['P8 import modelscope_cartoon beyond import modelscope, s'] == (0.1, True)
 
 
-def test_another_model_is_held_against_no_goal():
+@pytest.mark.parametrize('other', [{'sd21': False}, {'size': 256}])
+def test_another_model_or_size_is_held_against_no_goal(other):
     result = made_up()
-    result['model']['sd21'] = False
+    result['model'] |= other
     assert goals.goals(result) == []
 
 
