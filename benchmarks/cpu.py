@@ -97,11 +97,8 @@ def _measure(running: Bench, processes: dict[str, Process], arguments: argparse.
 
 def _preset(running: Bench) -> dict[str, Any]:
     """What `fast` sets, from the package's own table."""
-    try:
-        from modelscope_cartoon.presets import get_preset
-    except ImportError as error:
-        running.failed('presets', {'error': str(error)})
-        return {}
+    from modelscope_cartoon.presets import get_preset
+
     running.result['preset'] = dict(get_preset('fast').fields)
     return running.result['preset']
 
