@@ -19,7 +19,7 @@ def report(arguments: argparse.Namespace) -> int:
                 **machine(), 'models': models(), 'advice': advice()}
     findings['backends'] = backends(findings['models']) if all(findings['packages'].values()) else {}
     here = {name: path for name, path in findings['models'].items() if path}
-    damaged = {name: verdict(name, path) for name, path in here.items()} if arguments.verify else {}
+    damaged = {name: verdict(name, path) for name, path in here.items()} | copies() if arguments.verify else {}
     findings |= {'verified': damaged} if arguments.verify else {}
     if arguments.json:
         print(json.dumps(findings, ensure_ascii=False, indent=2))
@@ -111,6 +111,14 @@ def verdict(name: str, path: str) -> str | None:
     return f'{", ".join(changed)}: not what the hub has; delete and download again.' if changed else None
 
 
+def copies() -> dict[str, str | None]:
+    """What is wrong with each prepared copy, by its place in our cache: its files held against their manifest."""
+    from modelscope_cartoon import cache, prepared
+
+    return {f'{path.parent.name}/{path.name}': prepared.damage(path) for path in cache.entries()
+            if path.parent.name == prepared.KIND}
+
+
 def advice() -> list[str]:
     import torch
 
@@ -159,5 +167,5 @@ def _print(findings: dict[str, Any]) -> None:
 
 def _said(backend: str, model: str, chances: dict[str, str | None]) -> str:
     return chances['obstacle'] or chances['recommended'] or (
-        f'not what auto takes; ask for it with --backend {backend}, or prepare it if it gains from that: '
-        f'modelscope-cartoon prepare {model}')
+        f'auto leaves it: it is not prepared (modelscope-cartoon prepare {model}), or gains nothing here; '
+        f'--backend {backend} asks for it.')
