@@ -18,8 +18,8 @@ _networks: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def share(network: torch.nn.Module) -> bool:
-    """Gives `network` the tensors of another model's where every number is equal, in the same precision and place;
-    True where there was one."""
+    """Gives `network` the tensors of another model's where every number is equal, in the same precision, layout and
+    place; True where there was one."""
     with _lock:
         twins = [other for other in _networks if other is not network and type(other) is type(network)]
         _networks.add(network)
@@ -38,7 +38,7 @@ def share(network: torch.nn.Module) -> bool:
 def _equal(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     """Stops at the first difference: another fine-tune's text encoder differs in its first matrix."""
     return len(mine) == len(theirs) and all(
-        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and _same_numbers(a, b)
+        (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device) and _same_numbers(a, b)
         for a, b in zip(mine, theirs))
 
 
