@@ -19,7 +19,7 @@ def report(arguments: argparse.Namespace) -> int:
                 **machine(), 'models': models(), 'advice': advice()}
     findings['backends'] = backends(findings['models']) if all(findings['packages'].values()) else {}
     here = {name: path for name, path in findings['models'].items() if path}
-    damaged = {name: verdict(name, path) for name, path in here.items()} if arguments.verify else {}
+    damaged = {name: verdict(name, path) for name, path in here.items()} | copies() if arguments.verify else {}
     findings |= {'verified': damaged} if arguments.verify else {}
     if arguments.json:
         print(json.dumps(findings, ensure_ascii=False, indent=2))
@@ -109,6 +109,14 @@ def verdict(name: str, path: str) -> str | None:
     except CartoonError as error:
         return str(error)
     return f'{", ".join(changed)}: not what the hub has; delete and download again.' if changed else None
+
+
+def copies() -> dict[str, str | None]:
+    """What is wrong with each prepared copy, by its place in our cache: its files held against their manifest."""
+    from modelscope_cartoon import cache, prepared
+
+    return {f'{path.parent.name}/{path.name}': prepared.damage(path) for path in cache.entries()
+            if path.parent.name == prepared.KIND}
 
 
 def advice() -> list[str]:

@@ -95,10 +95,9 @@ def lend(pipe: Any, mode: str, device: torch.device) -> None:
 
 
 def share_parts(pipe: Any) -> None:
-    """Not the UNet: the models differ in it, and it is what people write LoRAs into."""
-    shared = [name for name in ('vae', 'text_encoder') if share(getattr(pipe, name))]
+    shared = [name for name in ('vae', 'text_encoder') if share(getattr(pipe, name))]     # models differ in the UNet
     if shared:
-        logger.info('the %s is shared with another model that is loaded.', ' and the '.join(shared))
+        logger.info('shared with another model that is loaded: %s.', ', '.join(shared))
 
 
 def undo(pipe: Any) -> None:

@@ -29,6 +29,7 @@ from modelscope_cartoon.log import logger
 from modelscope_cartoon.memory import gib
 
 DTYPES = (torch.bfloat16, torch.float16)
+KIND = 'prepared'     # of cache entry
 _MANIFEST = 'manifest.json'
 _FORMAT = 1     # of the folder; part of its name, so that an older version's copies are simply not seen
 
@@ -145,7 +146,7 @@ def _files(path: Path, folder: ModelFolder) -> dict[str, WeightFiles]:
 
 
 def _path(weights_hash: str, dtype: torch.dtype) -> Path:
-    return cache.root() / 'prepared' / f'{weights_hash}-v{_FORMAT}-{_name(dtype)}'
+    return cache.root() / KIND / f'{weights_hash}-v{_FORMAT}-{_name(dtype)}'
 
 
 def _name(dtype: torch.dtype) -> str:

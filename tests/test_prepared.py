@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from modelscope_cartoon import cache, cli, load_pipeline, prepared, reading, weights
+from modelscope_cartoon import cache, cli, doctor, load_pipeline, prepared, reading, weights
 from modelscope_cartoon.errors import DamagedWeights, OutputError
 from modelscope_cartoon.folder import ModelFolder
 
@@ -169,6 +169,8 @@ def test_a_flipped_bit_in_a_copy_is_found(tiny_folder):
     data[-1] ^= 1
     (copy / 'vae.safetensors').write_bytes(data)
     assert 'vae.safetensors' in prepared.damage(copy)
+    found = doctor.copies()
+    assert list(found) == [f'prepared/{copy.name}'] and 'vae.safetensors' in found[f'prepared/{copy.name}']
 
 
 def test_broken_weights_are_refused_and_no_copy_is_left(tiny_folder, tmp_path, own_cache):
