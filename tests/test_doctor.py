@@ -29,9 +29,11 @@ def test_every_backend_is_listed_with_what_it_lacks_or_does_for_each_model(capsy
 
 def test_a_backend_says_how_to_get_what_it_lacks(capsys, monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
+    monkeypatch.setattr(backends.get_backend('int8'), 'missing', classmethod(lambda cls, device: None))
     assert main(['doctor']) == 0
     out = capsys.readouterr().out
     assert 'backend       compile: it needs a C++ compiler; on Debian or Ubuntu: apt-get install g++.' in out
+    assert 'int8 for mini: where it is named alone: --backend int8' in out
     assert 'compile for mini' not in out and 'torch for mini: runs everywhere' in out
 
 
