@@ -11,8 +11,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-pytest.importorskip('openvino')
-
 from modelscope_cartoon import backends, load_pipeline, weights
 from modelscope_cartoon.backends import conversion, graphs
 from modelscope_cartoon.backends.openvino import OpenVINO
@@ -20,6 +18,7 @@ from modelscope_cartoon.errors import InvalidRequest, ModelError
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.precision import cpu_has_bf16
 
+pytestmark = pytest.mark.skipif(not graphs.is_installed(), reason='openvino is not installed')
 REQUEST = {'text': 'a cat', 'seed': [3, 4], 'num_inference_steps': 4, 'output_type': 'np'}
 NEAR = 2e-4     # of 1, in float32
 
