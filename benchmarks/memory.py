@@ -83,7 +83,7 @@ def in_a_process(folder: Path, how: str) -> dict[str, Any]:
     for path in [*folder.rglob('*'), *Path(os.environ['MODELSCOPE_CARTOON_CACHE']).rglob('*')]:
         drop(path)
     command = [sys.executable, '-m', 'benchmarks.memory', 'unused', '--load', str(folder), how]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

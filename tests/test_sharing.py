@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from modelscope_cartoon import load_pipeline, memory, weights
+from modelscope_cartoon.backends.eager import to_channels_last
 from modelscope_cartoon.folder import ModelFolder
 
 CAT = {'text': 'a cat', 'seed': 3, 'num_inference_steps': 2}
@@ -61,6 +62,7 @@ def test_sharing_changes_no_picture(both, folders):
     for pipe, folder in zip(both, folders):
         picture = draw(pipe)
         alone = weights.load(ModelFolder(folder), torch.bfloat16)
+        to_channels_last(alone.vae)
         pipe.pipeline = alone
         assert (draw(pipe) == picture).all()
 
