@@ -34,15 +34,19 @@ class Packed:
     """A matrix [rows, ...] as bytes; two forward hooks put it into its layer and take it out again."""
 
     def __init__(self, weight: torch.Tensor):
-        row = weight[0].numel()
-        groups = weight.float().reshape(len(weight), -1, GROUP if row % GROUP == 0 else row)
+        last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        self._back = (0, 3, 1, 2) if last else tuple(range(weight.ndim))     # the order that its memory has is kept
+        rows = weight.permute(0, 2, 3, 1) if last else weight
+        self._shape, row = rows.shape, weight[0].numel()
+        groups = rows.float().reshape(len(weight), -1, GROUP if row % GROUP == 0 else row)
         largest = groups.abs().amax(dim=-1, keepdim=True)
         self.scale = (largest / LARGEST).clamp_min(torch.finfo(weight.dtype).tiny).to(weight.dtype)
         self.bytes = (groups / self.scale.float()).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
         self._nothing = weight.new_zeros(1).expand(weight.shape)     # of the same shape and type, and of no size
 
     def open(self, layer: torch.nn.Module, *_: Any) -> None:
-        layer.weight.data = (self.bytes * self.scale).view(self._nothing.shape)     # one kernel, in the scale's type
+        whole = self.bytes * self.scale     # one kernel, in the scale's type
+        layer.weight.data = whole.view(self._shape).permute(self._back)
 
     def close(self, layer: torch.nn.Module, *_: Any) -> None:
         layer.weight.data = self._nothing

@@ -135,6 +135,14 @@ def test_eight_bits_are_half_of_sixteen_and_near(shape, dtype):
     assert (opened.float() - weight.float()).norm() < 0.4 * (fp8 - weight.float()).norm()
 
 
+def test_eight_bits_keep_the_order_in_memory():
+    weight = torch.randn(64, 32, 3, 3).to(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(32, 64, 3)
+    eight_bits.Packed(weight).open(layer)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (layer.weight - weight).abs().max() < 0.02
+
+
 def test_zeros_stay_zeros_in_eight_bits():
     layer = torch.nn.Linear(1, 1)
     eight_bits.Packed(torch.zeros(64, 64, dtype=torch.float16)).open(layer)
