@@ -69,9 +69,10 @@ def _moved(delta: Delta, device: torch.device) -> Delta:
     return delta._replace(down=delta.down.to(device), up=delta.up.to(device))
 
 
-def _product(delta: Delta) -> torch.Tensor:
-    """What `delta` adds to its layer's weight at a scaling of 1."""
-    return (delta.up.flatten(1) @ delta.down.flatten(1)).reshape(len(delta.up), *delta.down.shape[1:])
+def difference(delta: Delta, scale: float, weight: torch.Tensor) -> torch.Tensor:
+    """What `delta` adds to `weight`, in float32 on its device. A convolution's kernel is in `down`, `up` is 1 x 1."""
+    down, up = (tensor.to(weight.device, torch.float32).flatten(1) for tensor in (delta.down, delta.up))
+    return (up @ down).view(weight.shape) * (scale * delta.alpha / delta.divisor)
 
 
 class Loras:
@@ -102,16 +103,17 @@ class Loras:
 
     def changed(self, pipe: Any, choices: Sequence[LoraChoice]) -> list[str]:
         """'unet' and 'text_encoder', or the one of them that `choices` change."""
-        changed = {id(layer.module) for layer, _ in self._wrappers(pipe, choices)}
-        return [name for name in NETWORKS if changed & {id(module) for module in getattr(pipe, name).modules()}]
+        changed = {layer.network for layer, _ in self._wrappers(pipe, choices)}
+        return [name for name in NETWORKS if name in changed]
 
     @torch.no_grad()
     def merge(self, pipe: Any, choices: Sequence[LoraChoice]) -> None:
         """Adds `choices` to the weights of `pipe` for good. A network on the meta device stays as it is."""
         for layer, wrapper in self._wrappers(pipe, choices):
-            if not layer.module.weight.is_meta:
-                changes = [_product(delta) * (scale * delta.alpha / delta.divisor) for delta, scale in wrapper.terms]
-                layer.module.weight = torch.nn.Parameter(layer.module.weight + sum(changes), requires_grad=False)
+            weight = layer.module.weight
+            if not weight.is_meta:
+                merged = weight + sum(difference(delta, scale, weight) for delta, scale in wrapper.terms)
+                layer.module.weight = torch.nn.Parameter(merged.to(weight.dtype), requires_grad=False)
 
     def _put_on(self, wrappers: list[tuple[Layer, LoraLayer]]) -> None:
         for layer, wrapper in wrappers:

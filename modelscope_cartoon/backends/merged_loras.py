@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from modelscope_cartoon.lora import Layer, LoraLayer, Loras
-from modelscope_cartoon.lora_file import Delta
+from modelscope_cartoon.lora import Layer, LoraLayer, Loras, difference
 
 
 class MergedLoras(Loras):
@@ -48,9 +47,3 @@ class MergedLoras(Loras):
             weight.data = own
             self._pointed.pop()
         return super()._take_off()
-
-
-def difference(delta: Delta, scale: float, weight: torch.Tensor) -> torch.Tensor:
-    """What `delta` adds to `weight`, in float32 on its device. A convolution's kernel is in `down`, `up` is 1 x 1."""
-    down, up = (tensor.to(weight.device, torch.float32).flatten(1) for tensor in (delta.down, delta.up))
-    return (up @ down).view(weight.shape) * (scale * delta.alpha / delta.divisor)
