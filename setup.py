@@ -36,7 +36,8 @@ setup(
     extras_require={
         'openvino': ['openvino>=2026.4'],
         'int8': ['openvino>=2026.4', 'nncf>=3.4'],
-        'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard', 'openvino>=2026.4'],
+        'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard', 'openvino>=2026.4',
+                 'nncf>=3.4'],
     },
     entry_points={
         'console_scripts': ['modelscope-cartoon = modelscope_cartoon.cli:main'],

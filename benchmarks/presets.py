@@ -134,7 +134,9 @@ class Drawn:
         with watching(pipe) as seen:
             started = time.perf_counter()
             outputs = pipe(requests, batch_size=AT_ONCE)
-            self.seconds.append((time.perf_counter() - started) / len(places))
+            seconds = (time.perf_counter() - started) / len(places)
+        if len(places) == AT_ONCE or not self.seconds:     # a batch of a few is dearer a picture
+            self.seconds.append(seconds)
         self.whole, self.shallow = self.whole + seen['whole'], self.shallow + seen['rows'] - seen['whole']
         latents = torch.cat(seen['latents']).float().numpy()
         assert len(latents) == len(places), 'prompts of different length: their order is lost'

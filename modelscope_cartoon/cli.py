@@ -142,7 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'modelscope-cartoon: {stopped}', file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        kept = {'draw': 'the pictures named above are saved.'}.get(arguments.cartoon_command, 'again, it goes on.')
+        kept = {'draw': 'the pictures named above are saved.', 'compare': 'the pictures drawn so far are saved.'}.get(
+            arguments.cartoon_command, 'again, it goes on.')
         print(f'modelscope-cartoon: interrupted; {kept}', file=sys.stderr)
         return 130
     except BrokenPipeError:

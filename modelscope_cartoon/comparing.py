@@ -21,7 +21,8 @@ from modelscope_cartoon.files import write_file, write_json
 from modelscope_cartoon.presets import EXACT, ROWS, get_preset
 from modelscope_cartoon.request import parse_request
 
-_TORCH, _SHEET_SIDE = 'torch', 384
+_TORCH = 'torch'
+_SMALLEST, _LARGEST = 256, 384     # pixels of a picture's width in the sheet; what is written above it must fit
 _SHARED = ('style', 'negative_prompt', 'height', 'width')
 _OWN = ('scheduler', 'num_inference_steps', 'guidance_interval', 'cache_interval')
 
@@ -151,8 +152,13 @@ def _write_sheet(candidates: Sequence[Candidate], rows: Sequence[dict[str, Any]]
             name = f'{candidate.name}: {median(candidate.seconds):.1f} s'
             if told['latent_distance']:
                 name += f', latents {told["latent_distance"]:.3f}, pixels {told["pixel_distance"]:.1f}'
-            strips.append((name, row([Image.fromarray(image) for image in candidate.images], _SHEET_SIDE)))
+            strips.append((name, row([_at_least(Image.fromarray(image)) for image in candidate.images], _LARGEST)))
     if not strips:
         return None
     columns = [f'{request["text"]} ({request["seed"]})' for request in requests]
     return str(write_file(folder / 'sheet.png', png(sheet(strips, columns))))
+
+
+def _at_least(image: Any) -> Any:
+    times = max(1, _SMALLEST // image.width)
+    return image.resize((image.width * times, image.height * times), resample=0)

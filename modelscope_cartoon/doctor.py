@@ -75,8 +75,8 @@ def backends(models: dict[str, str | None]) -> dict[str, Any]:
         backend = get_backend(name)
         missing = backend.missing(device)
         here = {} if missing else {model: path for model, path in models.items() if path}
-        rows[name] = {'missing': missing, 'models': {model: _chances(backend, path, device)
-                                                     for model, path in here.items()}}
+        rows[name] = {'missing': missing, 'by_name_only': backend.by_name_only,
+                      'models': {model: _chances(backend, path, device) for model, path in here.items()}}
     return rows
 
 
@@ -157,7 +157,7 @@ def _print(findings: dict[str, Any]) -> None:
     for name, backend in findings['backends'].items():
         print(f'backend       {name}: {backend["missing"] or "runs here"}')
         for model, chances in backend['models'].items():
-            print(f'              {name} for {model}: {_said(name, model, chances)}')
+            print(f'              {name} for {model}: {_said(name, backend["by_name_only"], model, chances)}')
     for name, wrong in findings.get('verified', {}).items():
         print(f'verified      {name}: {wrong or "as it should be"}')
     for line in findings['advice']:
@@ -165,7 +165,9 @@ def _print(findings: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _said(backend: str, model: str, chances: dict[str, str | None]) -> str:
+def _said(backend: str, by_name_only: bool, model: str, chances: dict[str, str | None]) -> str:
+    if by_name_only and chances['obstacle'] is None:
+        return f'where it is named alone: --backend {backend}, and in modelscope-cartoon prepare {model}'
     return chances['obstacle'] or chances['recommended'] or (
-        f'not what auto takes; ask for it with --backend {backend}, or prepare it if it gains from that: '
-        f'modelscope-cartoon prepare {model}')
+        f'auto leaves it: it is not prepared (modelscope-cartoon prepare {model}), or gains nothing here; '
+        f'--backend {backend} asks for it.')

@@ -21,18 +21,16 @@ class Preset:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SOLVER = 'DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095)'
-_INTERVAL = 'guidance on a part of the steps (Kynkäänniemi et al. 2024, arXiv 2404.07724)'
+_SOURCE = ('DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095) on Karras noise levels; '
+           'guidance in an interval (Kynkäänniemi et al. 2024, arXiv 2404.07724)')
 
 EXACT = 'exact'
 ROWS: tuple[Preset, ...] = (
     Preset(EXACT, "the model's own scheduler in 50 steps, guidance on all of them"),
-    Preset('balanced', 'half the steps with a second-order solver, guidance on the first three fifths of them',
-           f'{_SOLVER}, Karras noise levels; {_INTERVAL}',
-           {'scheduler': 'DPM++ 2M Karras', 'num_inference_steps': 25, 'guidance_interval': (0.0, 0.6)}),
-    Preset('fast', 'two fifths of the steps with a second-order solver, guidance on half of them',
-           f'{_SOLVER}; {_INTERVAL}',
-           {'scheduler': 'DPM++ 2M', 'num_inference_steps': 20, 'guidance_interval': (0.0, 0.5)}),
+    Preset('balanced', 'DPM++ 2M Karras in 25 steps, guidance on the middle three fifths of them', _SOURCE,
+           {'scheduler': 'DPM++ 2M Karras', 'num_inference_steps': 25, 'guidance_interval': (0.2, 0.8)}),
+    Preset('fast', 'DPM++ 2M Karras in 20 steps, guidance on the middle half of them', _SOURCE,
+           {'scheduler': 'DPM++ 2M Karras', 'num_inference_steps': 20, 'guidance_interval': (0.25, 0.75)}),
 )
 
 

@@ -21,8 +21,8 @@ _networks: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def share(network: torch.nn.Module) -> bool:
-    """Gives `network` the numbers of another model's where every one is equal, in the same precision and place; True
-    where there was such a model."""
+    """Gives `network` the numbers of another model's where every one is equal, in the same precision, layout and place;
+    True where there was such a model."""
     with _lock:
         twins = [other for other in _networks if other is not network and type(other) is type(network)]
         _networks.add(network)
@@ -40,7 +40,7 @@ def _equal(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     """Stops at the first difference: another fine-tune's text encoder differs in its first matrix. (torch.equal asks
     for the tensors' data_ptr, which ends their part in the sharing; == and drawing do not.)"""
     return len(mine) == len(theirs) and all(
-        a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool((a == b).all())
+        (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device) and bool((a == b).all())
         for a, b in zip(mine, theirs))
 
 

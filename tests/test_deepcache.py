@@ -195,6 +195,14 @@ def test_second_halves_of_a_step_count_as_calls(tiny_pipe, label: str, interval:
     assert seen.count('deep 2') == deep and seen.count('rows 2') == {'PNDM': STEPS + 1}.get(label, 2 * STEPS - 1)
 
 
+def test_the_evaluations_that_the_docs_name_for_fast_with_reuse(tiny_pipe):
+    """16 whole and 14 shallow rows: guidance comes on in the middle of an interval, which costs one whole call more."""
+    with counting(tiny_pipe.pipeline.unet) as seen:
+        tiny_pipe('cat', seed=7, preset='fast', cache_interval=2)
+    rows, deep = (sum(int(call.split()[1]) for call in seen if call.startswith(name)) for name in ('rows', 'deep'))
+    assert (deep, rows - deep) == (16, 14)
+
+
 def test_an_interval_of_one_changes_nothing_and_a_picture_leaves_nothing_behind(tiny_pipe):
     def draw(**settings: Any) -> np.ndarray:
         return tiny_pipe('cat', seed=7, num_inference_steps=STEPS, output_type='np', **settings)['output_imgs'][0]

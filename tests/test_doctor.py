@@ -29,16 +29,19 @@ def test_every_backend_is_listed_with_what_it_lacks_or_does_for_each_model(capsy
 
 def test_a_backend_says_how_to_get_what_it_lacks(capsys, monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
+    monkeypatch.setattr(backends.get_backend('int8'), 'missing', classmethod(lambda cls, device: None))
     assert main(['doctor']) == 0
     out = capsys.readouterr().out
     assert 'backend       compile: it needs a C++ compiler; on Debian or Ubuntu: apt-get install g++.' in out
+    assert 'int8 for mini: where it is named alone: --backend int8' in out
     assert 'compile for mini' not in out and 'torch for mini: runs everywhere' in out
 
 
 def test_an_obstacle_a_recommendation_and_neither_are_three_lines(capsys, monkeypatch, tiny_folder):
     monkeypatch.setattr(Compiled, 'missing', classmethod(lambda cls, device: None))
     doctor._print({**_findings(), 'backends': doctor.backends({'mini': str(tiny_folder), 'gone': None})})
-    assert 'compile for mini: not what auto takes; ask for it with --backend compile' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'compile for mini: auto leaves it: it is not prepared (modelscope-cartoon prepare mini)' in out
     monkeypatch.setattr(Compiled, 'obstacle', classmethod(lambda cls, folder: 'it is of another kind.'))
     row = doctor.backends({'mini': str(tiny_folder)})['compile']['models']['mini']
     assert row == {'obstacle': 'it is of another kind.', 'recommended': None}

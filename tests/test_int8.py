@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import tiny
 import torch
-
-pytest.importorskip('openvino')
-pytest.importorskip('nncf')
 
 from modelscope_cartoon import backends, load_pipeline
 from modelscope_cartoon.backends import int8
@@ -17,6 +15,7 @@ from modelscope_cartoon.backends.int8 import Int8
 from modelscope_cartoon.errors import ModelError
 from modelscope_cartoon.folder import ModelFolder
 
+pytestmark = pytest.mark.skipif(not all(map(find_spec, ('openvino', 'nncf'))), reason='not installed')
 CPU = torch.device('cpu')
 
 

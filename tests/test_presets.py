@@ -111,8 +111,8 @@ def drawn(capsys, folder, *arguments: str) -> dict:
 def test_the_command_line_has_them(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fast = drawn(capsys, tiny_folder, '--preset', 'fast', '-o', 'fast.png')
-    by_fields = drawn(capsys, tiny_folder, '--scheduler', 'DPM++ 2M', '--steps', '20', '-o', 'fields.png',
-                      '--guidance-interval', '0', '0.5')
+    by_fields = drawn(capsys, tiny_folder, '--scheduler', 'DPM++ 2M Karras', '--steps', '20', '-o', 'fields.png',
+                      '--guidance-interval', '0.25', '0.75')
     reused = drawn(capsys, tiny_folder, '--preset', 'fast', '--cache-interval', '2', '-o', 'reused.png')
     assert [picture['preset'] for picture in (fast, by_fields, reused)] == ['fast', 'exact', 'fast']
     one, two, three = ((tmp_path / name).read_bytes() for name in ('fast.png', 'fields.png', 'reused.png'))

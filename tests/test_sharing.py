@@ -62,7 +62,7 @@ def test_sharing_changes_no_picture(both, folders):
     for pipe, folder in zip(both, folders):
         picture = draw(pipe)
         alone = weights.load(ModelFolder(folder), torch.bfloat16)
-        to_channels_last(alone.vae)
+        to_channels_last(alone.vae)     # as the backend does
         pipe.pipeline = alone
         assert (draw(pipe) == picture).all()
 

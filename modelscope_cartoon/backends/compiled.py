@@ -126,8 +126,8 @@ class Compiled(Eager):
         self._start_anew()
 
     def compile(self, **options: Any) -> None:
-        """torch.compile's options, instead of 'max-autotune' on a GPU."""
-        self._options = options
+        """torch.compile's options, where there are any, instead of 'max-autotune' on a GPU."""
+        self._options = options or self._options
         self._start_anew()
 
     def _start_anew(self) -> None:

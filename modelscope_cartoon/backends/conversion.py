@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -92,10 +93,22 @@ class _Traced(torch.nn.Module):
 
 def _save(traced: torch.nn.Module, example: tuple[torch.Tensor, ...], file: Path, half: bool) -> None:
     openvino = graphs.runtime()
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), _root_logger_kept(), warnings.catch_warnings():
         warnings.simplefilter('ignore')     # the tracer's, of decisions that hold for every size here
         model = openvino.convert_model(traced, example_input=example)
     openvino.save_model(model, file, compress_to_fp16=half)
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """convert_model sets the application's own root logger to ERROR, and leaves it so where it raises."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, [*root.filters], [*root.handlers]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def _unet_calls(unet: Any) -> dict[str, tuple[_Call, tuple]]:

@@ -1,8 +1,10 @@
 """A network in OpenVINO's form: its file, and what OpenVINO compiles from it for the sizes at hand."""
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
+import mmap
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class Graph:
         self.file, self.precision, self.fixed = file, precision, fixed
         self._model = core().read_model(file)     # maps the weights, reads none
         self._compiled: dict[Any, Any] = {}
+        self.makes_room: list[Graph] = []     # what forgets while this is compiled, the moment that needs most memory
 
     def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """The outputs in the file's order, float32."""
@@ -62,13 +65,32 @@ class Graph:
         model = self._model.clone()
         if self.fixed:
             model.reshape(dict(enumerate(map(list, shapes))))
-        return core().compile_model(model, 'CPU', {
+        for other in self.makes_room:
+            other.forget()
+        compiled = core().compile_model(model, 'CPU', {
             'INFERENCE_PRECISION_HINT': self.precision, 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1,
             'INFERENCE_NUM_THREADS': torch.get_num_threads()})
+        _give_pages_back(self.file.with_suffix('.bin'))
+        return compiled
 
     def forget(self) -> None:
         """Gives the compiled memory back; the next call compiles again."""
         self._compiled.clear()
+
+
+def _give_pages_back(file: Path) -> None:
+    """The weights were rearranged into memory of their own; the file's pages, still mapped, count as ours until then.
+
+    What reads them again gets them from the file. On Linux alone; elsewhere the system takes them when it needs them.
+    """
+    if sys.platform != 'linux':
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path('/proc/self/maps').read_text().splitlines():
+        if line.endswith(str(file.resolve())):
+            start, end = (int(side, 16) for side in line.split()[0].split('-'))
+            advise(start, end - start, mmap.MADV_DONTNEED)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -91,9 +91,10 @@ class OpenVINO(Eager):
         if not conversion.is_here(self.folder):
             logger.warning('converting %s for OpenVINO, once (a full-size model takes two or three minutes); kept in '
                            '%s.', self.folder.root, target)
-        networks: Networks = {}
-        for network in conversion.NETWORKS:
-            networks |= self._open(network, target)
+        networks = {name: graph for network in conversion.NETWORKS for name, graph in
+                    self._open(network, target).items()}
+        if not is_small(conversion.folder_bytes(self.folder)):
+            networks['unet'].makes_room = [networks['text_encoder'], networks['vae']]
         return networks
 
     def _open(self, network: str, target: Path, loras: Sequence[LoraChoice] = ()) -> Networks:
@@ -124,10 +125,10 @@ class OpenVINO(Eager):
 
     def _pipeline(self, networks: Networks) -> StableDiffusionPipeline:
         configs = self.folder.configs
-        text_encoder = TextEncoder(configs['text_encoder'], networks['text_encoder'])
         return weights.assemble(
             self.folder, unet=UNet(configs['unet'], networks['unet'], networks['shallow']),
-            vae=Vae.around(configs['vae'], networks['vae']), text_encoder=text_encoder)
+            vae=Vae.around(configs['vae'], networks['vae']),
+            text_encoder=TextEncoder(configs['text_encoder'], networks['text_encoder']))
 
     @contextmanager
     def drawing(self, loras: Sequence[LoraChoice]) -> Iterator[None]:
