@@ -34,13 +34,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         os.environ['MODELSCOPE_CARTOON_CACHE'] = f'{root}/cache'
         folders = {'safetensors': build(Path(root, 'safetensors'), True), '.bin': build(Path(root, 'bin'), False)}
-        results = {'machine': platform.processor() or platform.machine(), 'torch': torch.__version__,
-                   'parameter_bytes_fp32': int((Path(root) / 'bytes').read_text()),
-                   'loading': {form: {how: in_a_process(folder, how) for how in LOADS}
-                               for form, folder in folders.items()},
-                   'sharing': sharing(folders['safetensors'], folders['.bin'])}
+        results: dict[str, Any] = {'machine': platform.processor() or platform.machine(), 'torch': torch.__version__,
+                                   'parameter_bytes_fp32': int((Path(root) / 'bytes').read_text()), 'loading': {}}
+        for form, folder in folders.items():
+            results['loading'][form] = {}
+            for how in LOADS:
+                results['loading'][form][how] = in_a_process(folder, how)
+                write(arguments.output, results)
+        results['sharing'] = sharing(folders['safetensors'], folders['.bin'])
+        write(arguments.output, results)
     results['eight_bits'] = eight_bits_distance()
-    arguments.output.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+    write(arguments.output, results)
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
 
 
 def build(folder: Path, safe: bool) -> Path:
