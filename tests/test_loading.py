@@ -26,8 +26,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def encoder(rows: int, positions: int = 77) -> SimpleNamespace:
     """What load_tokenizer asks of a text encoder."""
-    return SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(num_embeddings=rows),
-                           config=SimpleNamespace(max_position_embeddings=positions))
+    return SimpleNamespace(config=SimpleNamespace(vocab_size=rows, max_position_embeddings=positions))
 
 
 def write_vocabulary(folder: Path, words: list[str], merges: list[str]) -> None:

@@ -93,7 +93,7 @@ class _Traced(torch.nn.Module):
 
 def _save(traced: torch.nn.Module, example: tuple[torch.Tensor, ...], file: Path, half: bool) -> None:
     openvino = graphs.runtime()
-    with torch.no_grad(), _root_logger_kept(), warnings.catch_warnings():
+    with torch.no_grad(), weights.quiet(), _root_logger_kept(), warnings.catch_warnings():
         warnings.simplefilter('ignore')     # the tracer's, of decisions that hold for every size here
         model = openvino.convert_model(traced, example_input=example)
     openvino.save_model(model, file, compress_to_fp16=half)
