@@ -26,8 +26,8 @@ _STABLE_DIFFUSION: dict[str, tuple[Any, str]] = {
 # Measured on 60 pictures, every fifth held out, one run each, batch 4: the held-out error fell from 0.2494 in 60 and
 # 120 steps to 0.2305 and 0.2283 (attention), 0.2283 and 0.2247 (attention+resnets), 0.2245 and 0.2228 (the text encoder
 # too, which never read a trigger before); at three times the rate to 0.2285 and 0.2268, 0.2278 and 0.2236.
-# Crops (resampled, so softer) and mirrored pictures cost the style, though not that error: after 1500 steps with both, 2
-# and 11 of 32 pictures were judged flat and clipart, after 400 steps without 23 and 30 (the judge of docs/mini_model.md).
+# Crops (resampled, so softer) and mirrored pictures cost the style: after 1500 steps with both, 2 and 11 of 32 pictures
+# were judged to be flat and clipart, after 400 steps without 23 and 30 (the judge of docs/mini_model.md).
 _SMALL: dict[str, tuple[Any, str]] = {
     'batch_size': (8, _CHOSEN), 'snr_gamma': (0.0, 'v-prediction as it is: its weight is SNR + 1 already'),
     'prior_share': (0.375, _CHOSEN), 'prior_count': (64, _CHOSEN), 'crops': (1, _CHOSEN), 'flip': (False, _CHOSEN),
