@@ -163,7 +163,7 @@ def list_styles(arguments: argparse.Namespace) -> int:
         return 0
     for style in styles().values():
         print(f'{style.name:<14}{style.title_zh}  {style.look}\n{"":14}trigger "{style.trigger}", '
-              f'{style.size} px, best with {style.scheduler}, {style.model_id} {style.model_revision}')
+              f'full size: {style.model_id} {style.model_revision}, {style.size} px, best with {style.scheduler}')
     return 0
 
 
