@@ -47,6 +47,14 @@ def cell(value: dict[str, Any] | None) -> str:
     return f'{100 * value["share"]:.0f} ({100 * value["low"]:.0f}-{100 * value["high"]:.0f})' if value else ''
 
 
+def apart(values: list[float], least: float = 1.06) -> list[float]:
+    """Rising `values`, each moved to at least `least` times the one before it, so that labels can be read."""
+    places: list[float] = []
+    for value in values:
+        places.append(max(value, places[-1] * least) if places else value)
+    return places
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Accuracy over seconds a picture, with 95 % intervals; a name over each variant's column."""
     import matplotlib
@@ -64,10 +72,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
         places = [aside * value for value in seconds]
         axes.errorbar(places, shares, bars, marker='o', color=colour, capsize=3, linewidth=1, label=kind)
     axes.set(xscale='log', xlabel='seconds a picture', ylabel='right, % (95 % interval)', ylim=(0, 102))
-    axes.set_xticks(seconds, [f'{value:.2f}' for value in seconds], rotation=60)
+    axes.set_xticks(apart(seconds), [f'{value:.2f}' for value in seconds], rotation=60)
     axes.minorticks_off()
     names = axes.secondary_xaxis('top')
-    names.set_xticks(seconds, [name for name, _ in rows], rotation=35, ha='left', fontsize=8)
+    names.set_xticks(apart(seconds), [name for name, _ in rows], rotation=35, ha='left', fontsize=8)
     names.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
