@@ -7,7 +7,7 @@ OUT ?= demo.png
 .PHONY: demo test clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/modelscope-cartoon draw "a portrait painting of a woman with red hair" --style flat --seed 7 -o $(OUT)
+	$(BIN)/modelscope-cartoon draw "a painting of a fox on a blue background" --style clipart --seed 7 -o $(OUT)
 
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check --quiet .
