@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from modelscope_cartoon.files import write_json
+
 LOADS = ('diffusers float32', 'diffusers bfloat16', 'ours float32', 'ours bfloat16', 'ours bfloat16 prepared')
 PROMPTS = ('a cat', 'a red house', 'a portrait of a woman', 'a tree by a lake')
 CHANNELS, WIDTH = (128, 256, 512, 512), 512
@@ -40,15 +42,11 @@ def main() -> None:
             results['loading'][form] = {}
             for how in LOADS:
                 results['loading'][form][how] = in_a_process(folder, how)
-                write(arguments.output, results)
+                write_json(arguments.output, results)
         results['sharing'] = sharing(folders['safetensors'], folders['.bin'])
-        write(arguments.output, results)
+        write_json(arguments.output, results)
     results['eight_bits'] = eight_bits_distance()
-    write(arguments.output, results)
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    path.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+    write_json(arguments.output, results)
 
 
 def build(folder: Path, safe: bool) -> Path:

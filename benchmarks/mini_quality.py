@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from benchmarks.quality.figures import JUDGED, confusion, figures, seed_distance
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.pictures import FRESH, Pictures, draw, kept, render, say, through
 from benchmarks.quality.prompts import Ask
+from modelscope_cartoon.files import write_json
 
 RENDERED = FRESH + 3_000_000
 
@@ -107,8 +107,7 @@ def main() -> None:
         say(f'short form: {short_form["measured"]}')
     result = {'model': model, 'steps': args.steps, 'guidance': args.guidance, 'pictures': len(asks),
               'quick': args.quick, **evaluate(args, asks, pictures, judge)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    write_json(args.out, result)
     text = report.markdown(result)
     print(text)
     if args.markdown:

@@ -29,6 +29,7 @@ from benchmarks.quality import short
 from benchmarks.quality.embeddings import distances, mirrored
 from benchmarks.quality.measures import border_colour, wilson
 from modelscope_cartoon import presets
+from modelscope_cartoon.files import write_json
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / 'tests' / 'data' / 'mini_reference.npz'
@@ -224,8 +225,7 @@ def main() -> None:
     parser.add_argument('--render', action='store_true', help='draw nothing, write table and plot again')
     args = parser.parse_args()
     if not args.render:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(run(args), indent=2) + '\n', encoding='utf-8')
+        write_json(args.json, run(args))
     write(json.loads(args.json.read_text(encoding='utf-8')), args.docs, args.plot)
 
 

@@ -1,37 +1,33 @@
 """The table and the plot of benchmarks.presets, from its JSON."""
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.render import replaced
+from benchmarks.tables import table
+from modelscope_cartoon.files import write_file
+
 KINDS = {'concept': 'tab:blue', 'attributes': 'tab:orange', 'style': 'tab:green'}
-START, END = '<!-- figures: written by benchmarks.presets -->', '<!-- end of figures -->'
 
 
 def write(result: dict[str, Any], docs: Path, plot_file: Path) -> None:
     """The table into `docs`, between its two marks, and the plot; the table is printed too."""
     text = markdown(result)
     print(text)
-    page = docs.read_text(encoding='utf-8')
-    filled, count = re.subn(f'{re.escape(START)}.*?{re.escape(END)}', lambda _: f'{START}\n{text}\n{END}', page,
-                            flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f'{docs} has no place for the table between {START} and {END}')
-    docs.write_text(filled, encoding='utf-8')
+    write_file(docs, replaced(docs.read_text(encoding='utf-8'), 'presets', text).encode())
     plot(result, plot_file)
 
 
 def markdown(result: dict[str, Any]) -> str:
-    heads = ('', 'UNet evaluations', 's a picture', 'faster', *(f'{kind}, %' for kind in KINDS),
-             'judged as `exact` is, %', 'pixels apart, of 255', 'latents apart, %')
+    heads = ['', 'UNet evaluations', 's a picture', 'faster', *(f'{kind}, %' for kind in KINDS),
+             'judged as `exact` is, %', 'pixels apart, of 255', 'latents apart, %']
     exact = result['variants']['exact']['seconds']['median']
-    rows = [(f'`{name}`' if name in ('exact', 'balanced', 'fast') else name, *cells(row, exact))
+    rows = [[f'`{name}`' if name in ('exact', 'balanced', 'fast') else name, *cells(row, exact)]
             for name, row in result['variants'].items()]
-    lines = [heads, ['---'] * len(heads), *rows]
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    return (f'{table}\n\n{result["date"]}, weights {result["model"]}, {result["pictures"]} pictures with each, '
-            f'{result["machine"]}, {result["threads"]} threads, torch {result["torch"]}. Judge: {result["judge"]}.')
+    return (f'{table(heads, rows)}\n\n{result["date"]}, weights {result["model"]}, '
+            f'{result["pictures"]} pictures with each, {result["machine"]}, {result["threads"]} threads, '
+            f'torch {result["torch"]}. Judge: {result["judge"]}.')
 
 
 def cells(row: dict[str, Any], exact: float) -> list[str]:

@@ -10,7 +10,7 @@ compiler can take them as they are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from modelscope_cartoon.errors import InvalidRequest
 
 Tensor = torch.Tensor
-BLOCKS = {'DownBlock2D', 'CrossAttnDownBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'}
-PLAIN = {'center_input_sample': False, 'class_embed_type': None, 'addition_embed_type': None,
+_BLOCKS = {'DownBlock2D', 'CrossAttnDownBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'}
+_PLAIN = {'center_input_sample': False, 'class_embed_type': None, 'addition_embed_type': None,
           'encoder_hid_dim_type': None, 'time_cond_proj_dim': None, 'time_embedding_act_fn': None,
           'attention_type': 'default'}
 
@@ -96,13 +96,18 @@ def _obstacle(unet: Any) -> str | None:
     unet = getattr(unet, '_orig_mod', unet)     # torch.compile's wrapper
     if not isinstance(unet, UNet2DConditionModel):
         return f'is a {type(unet).__name__}'
-    for block in (*unet.down_blocks, *unet.up_blocks):
-        if type(block).__name__ not in BLOCKS:
-            return f'has a {type(block).__name__}'
-        if getattr(block, 's1', None):
-            return 'has FreeU on'
-    unlike = [name for name, plain in PLAIN.items() if unet.config.get(name, plain) != plain]
-    return f'has the {unlike[0]} {unet.config[unlike[0]]!r}' if unlike else None
+    blocks = (*unet.down_blocks, *unet.up_blocks)
+    found = unlike([type(block).__name__ for block in blocks], unet.config)
+    if found is None and any(getattr(block, 's1', None) for block in blocks):
+        return 'has FreeU on'
+    return f'has {found}' if found else None
+
+
+def unlike(blocks: Iterable[str], config: Mapping[str, Any]) -> str | None:
+    """What a UNet with these kinds of blocks and this config has that Stable Diffusion's hasn't; None where nothing."""
+    found = [f'a {block}' for block in blocks if block not in _BLOCKS]
+    found += [f'the {name} {config[name]!r}' for name, plain in _PLAIN.items() if config.get(name, plain) != plain]
+    return found[0] if found else None
 
 
 def reusing(pipe: Any, interval: int) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 
 from modelscope_cartoon.errors import OutputError
 
+_ADVICE = 'Free some space, or choose another place with --output.'
+
 
 def write_file(path: str | Path, data: bytes) -> Path:
     """`data` as the whole of `path`, or OutputError and the old file untouched."""
@@ -29,7 +31,7 @@ def write_file(path: str | Path, data: bytes) -> Path:
         _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f'{path} could not be written ({error.strerror or error}); what was there is untouched. '
-                          'Free some space, or choose another place with --output.') from error
+                          f'{_ADVICE}') from error
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
@@ -41,20 +43,25 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 @contextlib.contextmanager
-def folder_aside(path: Path) -> Iterator[Path]:
-    """A folder to fill with write_file. It becomes `path` when the block ends, and vanishes when the block raises."""
+def folder_aside(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
+    """A folder to fill. It becomes `path` (new, or an empty folder) when the block ends, and vanishes when it raises.
+
+    OutputError, which ends with `advice`, where the disk is full or can't be written.
+    """
     aside = path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
     try:
         aside.mkdir(parents=True)
         yield aside
         _sync_folder(aside)
+        if os.name == 'nt' and path.is_dir():     # elsewhere a rename takes an empty folder's place
+            path.rmdir()
         os.replace(aside, path)
         _sync_folder(path.parent)
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(f'{path} could not be written ({error.strerror or error}); what was there is untouched. '
-                          'Free some space, or choose another place with --output.') from error
+                          f'{advice}') from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -26,7 +26,7 @@ class Rest:
         network._resting = self
 
     def note(self, network: torch.nn.Module) -> None:
-        self.tensors = [(tensor, tensor.data) for tensor in _tensors(network)]
+        self.tensors = [(tensor, tensor.data) for tensor in tensors(network)]
 
 
 def offload(network: torch.nn.Module, device: torch.device) -> None:
@@ -48,10 +48,10 @@ def let_rest(network: Any) -> None:
 def resting_tensors(network: torch.nn.Module) -> list[torch.Tensor]:
     """Its parameters' and buffers' numbers, where they rest."""
     rest = network.__dict__.get('_resting')
-    return [tensor.data for tensor in _tensors(network)] if rest is None else [data for _, data in rest.tensors]
+    return [tensor.data for tensor in tensors(network)] if rest is None else [data for _, data in rest.tensors]
 
 
-def _tensors(network: torch.nn.Module) -> list[torch.Tensor]:
+def tensors(network: torch.nn.Module) -> list[torch.Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import torch
 
-from modelscope_cartoon.resting import resting_tensors
+from modelscope_cartoon.resting import resting_tensors, tensors
 
 _lock = threading.Lock()
 _networks: WeakSet[torch.nn.Module] = WeakSet()
@@ -26,7 +26,7 @@ def share(network: torch.nn.Module) -> bool:
     with _lock:
         twins = [other for other in _networks if other is not network and type(other) is type(network)]
         _networks.add(network)
-    mine = [*network.parameters(), *network.buffers()]
+    mine = tensors(network)
     if not mine:     # OpenVINO's stand-ins
         return False
     for twin in twins:

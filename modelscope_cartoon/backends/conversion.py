@@ -66,8 +66,9 @@ def _write(folder: ModelFolder, network: str, aside: Path, loras: Sequence[LoraC
     if loras:
         Loras().merge(SimpleNamespace(**{**vars(skeleton(folder)), network: module}), loras)
     aside.mkdir(exist_ok=True)
+    half = not is_small(folder_bytes(folder))
     for name, (call, example) in _CALLS[network](module).items():
-        _save(_Traced(module, call), example, aside / f'{name}.xml', half=not is_small(folder_bytes(folder)))
+        _save(_Traced(module, call), example, aside / f'{name}.xml', half)
 
 
 def folder_bytes(folder: ModelFolder) -> int:

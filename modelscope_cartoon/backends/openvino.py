@@ -25,7 +25,7 @@ from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.log import logger
 from modelscope_cartoon.lora import NETWORKS, Loras
 from modelscope_cartoon.lora_choice import LoraChoice
-from modelscope_cartoon.precision import is_small
+from modelscope_cartoon.precision import cpu_has_bf16, is_small
 
 _FILES = {'text_encoder': ('text_encoder',), 'unet': ('unet', 'shallow'), 'vae': ('vae',)}
 KEPT_SETS = 4                   # of LoRAs at hand; those of a full-size model are compiled anew when they take turns
@@ -39,6 +39,7 @@ class OpenVINO(Eager):
     def __init__(self, folder: ModelFolder, device: torch.device, dtype: torch.dtype, memory_mode: str):
         self.folder, self.device, self.dtype, self.memory_mode = folder, device, dtype, memory_mode
         self._loras = Loras()
+        self._is_small = is_small(conversion.folder_bytes(folder))     # looks into files: not for every batch
         self._merged: dict[str, Networks] = {}     # by conversion.lora_key
         try:
             if device.type != 'cpu':
@@ -60,10 +61,8 @@ class OpenVINO(Eager):
     def obstacle(cls, folder: ModelFolder) -> str | None:
         config = folder.configs['unet']
         blocks = [*(config.get('down_block_types') or ()), *(config.get('up_block_types') or ())]
-        unlike = [f'a {block}' for block in blocks if block not in deepcache.BLOCKS]
-        unlike += [f'the {name} {config[name]!r}' for name, plain in deepcache.PLAIN.items()
-                   if config.get(name, plain) != plain]
-        return f'its UNet has {unlike[0]}, and plain Stable Diffusion UNets alone are converted.' if unlike else None
+        found = deepcache.unlike(blocks, config)
+        return f'its UNet has {found}, and plain Stable Diffusion UNets alone are converted.' if found else None
 
     @classmethod
     def recommended(cls, folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -93,7 +92,7 @@ class OpenVINO(Eager):
                            '%s.', self.folder.root, target)
         networks = {name: graph for network in conversion.NETWORKS for name, graph in
                     self._open(network, target).items()}
-        if not is_small(conversion.folder_bytes(self.folder)):
+        if not self._is_small:
             networks['unet'].makes_room = [networks['text_encoder'], networks['vae']]
         return networks
 
@@ -157,7 +156,7 @@ class OpenVINO(Eager):
         except _Unfit as unfit:
             self._hand_over(str(unfit), self.dtype)
             return None
-        if not is_small(conversion.folder_bytes(self.folder)):     # else as much memory again for each set
+        if not self._is_small:     # else as much memory again for each set
             for graph in self._all_graphs():
                 if graph not in networks.values():
                     graph.forget()
@@ -246,5 +245,4 @@ class _Unfit(Exception):
 
 def _precision(dtype: torch.dtype) -> str:
     """float16 was chosen for speed too, and bfloat16 is what processors have."""
-    from modelscope_cartoon.precision import cpu_has_bf16
     return 'bf16' if dtype != torch.float32 and cpu_has_bf16() else 'f32'

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelscope_cartoon import __version__
 from modelscope_cartoon.configuration import MODEL_TYPE, PIPELINE_TYPE, PREPROCESSOR_TYPE, TASK
-from modelscope_cartoon.errors import CartoonError, InvalidRequest, OutputError, PublishError
-from modelscope_cartoon.files import write_file, write_json
+from modelscope_cartoon.errors import InvalidRequest, PublishError
+from modelscope_cartoon.files import folder_aside, write_file, write_json
 from modelscope_cartoon.folder import file_sha256
 from modelscope_cartoon.hub import local_model
 from modelscope_cartoon.publish.card import Card, render
@@ -59,21 +57,10 @@ def build_repository(source: str | os.PathLike, target: str | os.PathLike, model
     target, source = _new(target), Path(local_model(source))
     given = Card(check_model_id(model_id), licence or '', 0, revision=revision, base_model=base_model,
                  style=get_style(style) if style else None, chinese_name=chinese_name, training=training)
-    aside = target.with_name(f'.{target.name}.{secrets.token_hex(6)}')
-    try:
-        aside.mkdir(parents=True)
+    with folder_aside(target, 'It needs as much free space as the model has: free some, or choose another place with '
+                              '--output.') as aside:
         drafted = draft(source, aside, given)
         _finish(aside, drafted, device)
-        if target.exists():
-            target.rmdir()
-        os.replace(aside, target)
-    except CartoonError:
-        raise
-    except OSError as error:
-        raise OutputError(f'{target} could not be built ({error.strerror or error}); it needs as much free space as '
-                          'the model has: free some, or choose another place with --output.') from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return replace(read_repository(target), left_out=drafted.left_out, notes=drafted.notes)
 
 
