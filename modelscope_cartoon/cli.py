@@ -22,8 +22,8 @@ from modelscope_cartoon.styles import styles
 
 # each a function of the parsed arguments that gives the exit code
 _COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
-             'compare': 'comparing.compare', 'publish': 'publishing.publish', 'doctor': 'doctor.report',
-             'styles': 'cli.list_styles'}
+             'compare': 'comparing.compare', 'batch': 'batching.batch', 'publish': 'publishing.publish',
+             'doctor': 'doctor.report', 'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +51,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
     _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
+    _add_batch(commands.add_parser('batch', help='a file of requests into a folder, whatever ends the process'))
     _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
@@ -125,6 +126,11 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     add_options(compare)
 
 
+def _add_batch(batch: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.batching import add_options
+    add_options(batch)
+
+
 def _add_train(train: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.teaching import add_options
     add_options(train)
@@ -132,7 +138,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code of a parsed command; a user's mistake is one sentence on stderr."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         return _execute(arguments)
     except CartoonError as error:
@@ -167,7 +173,7 @@ def list_styles(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     logger = logging.getLogger('modelscope_cartoon')
     if not logger.handlers:
         handler = logging.StreamHandler()

@@ -86,7 +86,7 @@ def _loras(given: list[list[str]]) -> list[tuple[str, float]]:
 def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Target) -> Iterator[dict[str, Any]]:
     pipe, loaded = None, None
     for request in requests:
-        model = _model_of(arguments.model, request['style'])
+        model = model_of(arguments.model, request['style'])
         if model != loaded:
             pipe, loaded = _load(model, arguments), model
         started = time.perf_counter()
@@ -110,7 +110,7 @@ def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model
                **({'loras': loras[i] if isinstance(loras[0], list) else loras} if loras else {})}
 
 
-def _model_of(model: str | None, style: str | None) -> str:
+def model_of(model: str | None, style: str | None) -> str:
     if model != FULL:
         return model or mini.NAME
     if style is None:
@@ -134,6 +134,11 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
                          backend=arguments.backend, lora_dir=arguments.lora_dir)
 
 
+def slug(text: str) -> str:
+    """The beginning of a prompt as a file's name has it; '' where it is of signs alone."""
+    return re.sub(r'\W+', '-', text)[:40].strip('-').lower()
+
+
 class Target:
     """Where pictures go: the file of --output where it is one picture, else names of prompt, style and seed."""
 
@@ -148,7 +153,7 @@ class Target:
     def next(self, request: dict[str, Any], seed: int) -> Path:
         if self.file and self.pictures == 1:
             return self.file
-        stem = self.file.stem if self.file else re.sub(r'\W+', '-', request['text'])[:40].strip('-').lower()
+        stem = self.file.stem if self.file else slug(request['text'])
         parts = [stem or 'picture', (request['style'] or '').replace(':', '-'), str(seed)]
         name = '-'.join(part for part in parts if part)
         path = self.folder / f'{name}{self.file.suffix if self.file else ".png"}'

@@ -28,7 +28,7 @@ def write_file(path: str | Path, data: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f'{path} could not be written ({error.strerror or error}); what was there is untouched. '
                           f'{_ADVICE}') from error
@@ -52,11 +52,11 @@ def folder_aside(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
     try:
         aside.mkdir(parents=True)
         yield aside
-        _sync_folder(aside)
+        sync_folder(aside)
         if os.name == 'nt' and path.is_dir():     # elsewhere a rename takes an empty folder's place
             path.rmdir()
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OutputError:
         raise
     except OSError as error:
@@ -66,7 +66,7 @@ def folder_aside(path: Path, advice: str = _ADVICE) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The rename itself reaches the disk; Windows has no such call for folders."""
     if os.name == 'nt':
         return

@@ -85,7 +85,7 @@ class Picture(NamedTuple):
 def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
     """A checked request from a prompt, a list of prompts or a dict; InvalidRequest says what can't be drawn."""
     given = {**_as_dict(data), **overrides}
-    for wrong, right in _RENAMED.items():
+    for wrong, right in RENAMED.items():
         if wrong in given:
             raise UnknownOption(f'unknown key {wrong!r} (did you mean {right!r}?).')
     refuse_unknown('key', given, FIELD_NAMES)
@@ -220,5 +220,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     'callback_on_step_end': checks.function,
 }
 FIELD_NAMES: tuple[str, ...] = (*_CHECKS, 'callback', 'callback_steps')
-_RENAMED = {'prompt': 'text', 'steps': 'num_inference_steps', 'cfg_scale': 'guidance_scale', 'sampler': 'scheduler',
+RENAMED = {'prompt': 'text', 'steps': 'num_inference_steps', 'cfg_scale': 'guidance_scale', 'sampler': 'scheduler',
             'guidance': 'guidance_scale', 'n': 'num_images_per_prompt', 'negative': 'negative_prompt'}

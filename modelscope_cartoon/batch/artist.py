@@ -1,0 +1,67 @@
+"""Artist: draws a list of requests on one loaded model. It takes and gives plain data, and can be pickled before it
+has loaded anything, so that it runs here, in a process of its own, or on another machine.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from modelscope_cartoon.drawing import model_of
+from modelscope_cartoon.errors import CartoonError
+
+
+class Drawn(NamedTuple):
+    """images: encoded, one a picture of the request; recipes in the same order; seconds: its share of the batch's."""
+    images: list[bytes]
+    recipes: list[dict[str, Any] | None]
+    seconds: float
+
+
+class Refused(NamedTuple):
+    """Why a request couldn't be drawn, though it was tried alone. final: another try would end in the same way."""
+    reason: str
+    final: bool
+
+
+Outcome = Drawn | Refused
+
+
+class Artist:
+    """model: as --model has it. batch_size: pictures drawn at once. form: the output_type of all. options:
+    load_pipeline's.
+    """
+
+    def __init__(self, model: str, batch_size: int, form: str, **options: Any):
+        self.model, self.batch_size, self.form, self.options = model, batch_size, form, options
+        self._loaded: tuple[str, Any] = ('', None)
+
+    def load(self, request: dict[str, Any]) -> Any:
+        """The pipeline that draws `request`; CartoonError where its model can't be loaded."""
+        name = model_of(self.model, request.get('style'))
+        if self._loaded[0] != name:
+            from modelscope_cartoon.pipeline import load_pipeline
+            self._loaded = ('', None)     # the one before goes first: two may not fit
+            pipe = load_pipeline(name, **self.options)
+            pipe.pipeline.set_progress_bar_config(disable=True)     # the batch has a line of its own
+            self._loaded = name, pipe
+        return self._loaded[1]
+
+    def draw(self, requests: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """One outcome a request. Where drawing them together fails, each is drawn alone, so that one fails alone."""
+        pipe = self.load(requests[0])
+        started = time.perf_counter()
+        try:
+            outputs = pipe([{**request, 'output_type': self.form} for request in requests], batch_size=self.batch_size)
+        except Exception as error:
+            if len(requests) > 1:
+                return [self.draw([request])[0] for request in requests]
+            return [_refused(error)]
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [Drawn(output['output_imgs'], output.get('recipes') or [None] * len(output['seeds']), seconds)
+                for output in outputs]
+
+
+def _refused(error: Exception) -> Refused:
+    told = str(error) if isinstance(error, CartoonError) else f'{type(error).__name__}: {error}'
+    return Refused(' '.join(told.split()), isinstance(error, CartoonError) and error.exit_code == 2)
