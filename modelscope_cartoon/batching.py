@@ -25,7 +25,7 @@ from modelscope_cartoon.batch.presence import Presence
 from modelscope_cartoon.batch.progress import Progress
 from modelscope_cartoon.batch.queueing import belonging, missing, queue
 from modelscope_cartoon.batch.sources import rows
-from modelscope_cartoon.batch.status import failures, summary, told
+from modelscope_cartoon.batch.status import failures, rows_of, summary, told
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, Stopped
 from modelscope_cartoon.formats import ROWS, Format
 from modelscope_cartoon.names import did_you_mean, look_up
@@ -74,8 +74,6 @@ def batch(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise Stopped(f'interrupted; {told(ledger.counts())}; the same command goes on from there.') from None
     finally:
-        with contextlib.suppress(CartoonError), ledger.transaction():     # a full disk has been said already
-            ledger.take_back([presence.token])
         presence.leave()
         ledger.close()
 
@@ -133,7 +131,7 @@ def _fill(ledger: Ledger, presence: Presence, jobs: Iterator[Job], arguments: ar
     """Rows into the ledger; what a killed command had leased, and what is gone from the folder, is queued again."""
     queued = queue(ledger, jobs)
     if queued.forgotten:
-        print(f'{queued.forgotten:,} rows that were not drawn are no longer in {arguments.jobs}, and are forgotten.',
+        print(f'not drawn, no longer in {arguments.jobs}, and so forgotten: {rows_of(queued.forgotten)}',
               file=sys.stderr)
     reclaim(ledger, presence)
     lost = 0
@@ -143,11 +141,11 @@ def _fill(ledger: Ledger, presence: Presence, jobs: Iterator[Job], arguments: ar
         with ledger.transaction():
             ledger.queue_again(job_id for job_id, _ in some)
     if lost:
-        print(f'{lost:,} rows were drawn, but a file of theirs is gone; they are drawn again.', file=sys.stderr)
+        print(f'drawn again, because a file is gone: {rows_of(lost)}', file=sys.stderr)
     if arguments.retry_failed:
         with ledger.transaction():
             again = ledger.retry_failed()
-        print(f'{again:,} rows that failed are queued again.', file=sys.stderr)
+        print(f'failed, and queued again: {rows_of(again)}', file=sys.stderr)
 
 
 def _draw(ledger: Ledger, presence: Presence, form: Format, arguments: argparse.Namespace) -> None:
@@ -160,6 +158,8 @@ def _draw(ledger: Ledger, presence: Presence, form: Format, arguments: argparse.
             draw_all(ledger, keeper, crew, presence, arguments.batch_size, progress)
     finally:
         crew.close()
+        with contextlib.suppress(CartoonError), ledger.transaction():     # a full disk has been said already
+            ledger.take_back([presence.token])
         keeper.close()
         progress.close()
 
