@@ -89,7 +89,8 @@ def _fill_the_disk(limit: str, model: str, folder: Path) -> tuple[int, str, int]
     with jobs.open('w') as file:
         for i in range(12):
             size = 64 if i < 8 or limit == 'ledger' else 320
-            file.write(json.dumps({'text': f'a cat {i}', 'num_inference_steps': 1, 'height': size, 'width': size}) + '\n')
+            row = {'text': f'a cat {i}', 'num_inference_steps': 1, 'height': size, 'width': size}
+            file.write(json.dumps(row) + '\n')
     words = folder / 'said.txt'
 
     def until_full() -> int:

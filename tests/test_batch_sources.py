@@ -50,10 +50,13 @@ def test_the_same_rows_of_any_kind_of_file_are_the_same_jobs(write, tmp_path):
 def test_whole_numbers_that_a_table_keeps_as_floats_are_whole_again(tmp_path):
     import pyarrow
     import pyarrow.parquet
-    pyarrow.parquet.write_table(pyarrow.table({'text': ['a', 'b'], 'seed': [7.0, float('nan')]}),
+    pyarrow.parquet.write_table(pyarrow.table({'text': ['a', 'b'], 'seed': [7.0, float('nan')], 'price': [2.0, 3.5],
+                                               'odd': [[float('inf'), float('nan')], []]}),
                                 tmp_path / 'jobs.parquet')
-    assert list(rows(tmp_path / 'jobs.parquet')) == [{'text': 'a', 'seed': 7}, {'text': 'b'}]
-    assert list(rows(written(tmp_path, 'jobs.csv', 'text,seed\n12,7.0\n'))) == [{'text': '12', 'seed': 7}]
+    assert list(rows(tmp_path / 'jobs.parquet')) == [{'text': 'a', 'seed': 7, 'price': 2.0, 'odd': ['inf', None]},
+                                                     {'text': 'b', 'seed': None, 'price': 3.5, 'odd': []}]
+    assert list(rows(written(tmp_path, 'jobs.csv', 'text,seed,price\n12,7.0,2.0\n'))) == [
+        {'text': '12', 'seed': 7, 'price': '2.0'}]
 
 
 @pytest.mark.parametrize('line, words', [
@@ -67,6 +70,7 @@ def test_whole_numbers_that_a_table_keeps_as_floats_are_whole_again(tmp_path):
     ('{"text": "a cat <lora:x"}', 'not closed'),
     ('{"text": "a cat"', 'line 2 is no JSON'),
     ('{"text": "a cat", "client": NaN}', 'NaN is no number'),
+    ('{"text": "a cat", "client": 1e999}', '1e999 is no number'),
     ('[' * 100_000, 'line 2 is no JSON'),
     ('[1]', 'line 2 holds a list'),
     (b'{"text": "\xff"}', 'line 2 is no JSON'),

@@ -27,6 +27,11 @@ class Refused(NamedTuple):
 Outcome = Drawn | Refused
 
 
+class DeviceLost(CartoonError):
+    """Nothing more can be drawn in this process, whatever the request."""
+    code = 'device_lost'
+
+
 class Artist:
     """model: as --model has it. batch_size: pictures drawn at once. form: the output_type of all. options:
     load_pipeline's.
@@ -48,18 +53,30 @@ class Artist:
         return self._loaded[1]
 
     def draw(self, requests: Sequence[dict[str, Any]]) -> list[Outcome]:
-        """One outcome a request. Where drawing them together fails, each is drawn alone, so that one fails alone."""
+        """One outcome a request. Where drawing them together fails, each is drawn alone, so that one fails alone.
+
+        DeviceLost where the process is of no more use.
+        """
         pipe = self.load(requests[0])
         started = time.perf_counter()
         try:
             outputs = pipe([{**request, 'output_type': self.form} for request in requests], batch_size=self.batch_size)
         except Exception as error:
+            if _is_of_the_device(error):
+                raise DeviceLost(f'the GPU stopped working ({error}); give the same command again.') from error
             if len(requests) > 1:
                 return [self.draw([request])[0] for request in requests]
             return [_refused(error)]
         seconds = (time.perf_counter() - started) / len(requests)
         return [Drawn(output['output_imgs'], output.get('recipes') or [None] * len(output['seeds']), seconds)
                 for output in outputs]
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """A CUDA error, which every later call in this process would fail with too. A lack of memory is another class."""
+    import torch
+    lost = getattr(torch, 'AcceleratorError', None)      # newer than the oldest torch that is accepted
+    return lost is not None and isinstance(error, lost)
 
 
 def _refused(error: Exception) -> Refused:
