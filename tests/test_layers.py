@@ -12,7 +12,7 @@ CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 
              'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets'}
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
           'lora', 'lora_file', 'backends', 'guidance', 'deepcache', 'reading', 'prepared', 'resting', 'eight_bits',
-          'sharing'}
+          'sharing', 'lettering'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
 FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
