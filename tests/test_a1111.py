@@ -115,8 +115,8 @@ def test_a_prompt_that_looks_like_settings_stays_a_prompt(where, prompt):
 def test_prompts_and_names_come_back(prompt, negative, name):
     prompt, negative = clean(prompt), clean(negative)     # as the preprocessor leaves them
     read = a1111.parse(a1111.write(recipe(used={'prompt': prompt, 'negative_prompt': negative}, model={'id': name})))
-    one_line = [' '.join(text.splitlines()).strip() for text in (prompt, negative)]
-    assert [read['prompt'], read['negative_prompt']] == one_line
+    for key, text in (('prompt', prompt), ('negative_prompt', negative)):     # a marker has a space in it now
+        assert read[key].replace(' :', ':') == ' '.join(text.splitlines()).strip().replace(' :', ':')
     assert read['Model'] == (name if set(',:\n\r"') & set(name) else name.strip()) and read['Seed'] == '42'
 
 
