@@ -17,6 +17,7 @@ from modelscope_cartoon.checks import SEED_LIMIT
 from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest, UnknownOption
 from modelscope_cartoon.formats import get_format
 from modelscope_cartoon.lora_choice import LoraChoice, check_lora, check_style
+from modelscope_cartoon.metadata import KINDS, check_kinds
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.presets import EXACT, get_preset
 from modelscope_cartoon.schedulers import get_row
@@ -33,6 +34,7 @@ class GenerationRequest:
     style: a name, or a mix such as 'flat:0.6+watercolor:0.4'. lora: (path or name, scale) of each.
     preset: its fields stand where none is given. guidance_interval: guidance is on where start <= step / steps < stop.
     cache_interval: every n-th UNet call is whole, the others reuse its deep features (modelscope_cartoon.deepcache).
+    metadata: what a file (output_type png, jpeg, webp, base64) holds besides its pixels. label: words in its corner.
     """
     text: tuple[str, ...]
     negative_prompt: tuple[str, ...]
@@ -55,6 +57,8 @@ class GenerationRequest:
     generator: Any = None
     latents: Any = None
     output_type: str = 'bgr'
+    metadata: tuple[str, ...] = KINDS
+    label: str | None = None
     callback_on_step_end: Callable | None = None
 
     @property
@@ -82,8 +86,11 @@ class Picture(NamedTuple):
     loras: tuple[LoraChoice, ...] = ()
 
 
-def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
-    """A checked request from a prompt, a list of prompts or a dict; InvalidRequest says what can't be drawn."""
+def parse_request(data: Any, defaults: Mapping[str, Any] | None = None, **overrides: Any) -> GenerationRequest:
+    """A checked request from a prompt, a list of prompts or a dict; InvalidRequest says what can't be drawn.
+
+    defaults: the model's own; a preset's fields, and what is given, stand over them.
+    """
     given = {**_as_dict(data), **overrides}
     for wrong, right in RENAMED.items():
         if wrong in given:
@@ -91,7 +98,7 @@ def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
     refuse_unknown('key', given, FIELD_NAMES)
     given = {key: value for key, value in given.items() if value is not None or key == 'text'}
     given = _with_callback(given)
-    given = {**get_preset(given.get('preset', EXACT)).fields, **given}
+    given = {**(defaults or {}), **get_preset(given.get('preset', EXACT)).fields, **given}
     values = {key: check(key, given[key]) for key, check in _CHECKS.items() if key in given}
     return _assemble(values)
 
@@ -196,8 +203,8 @@ def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    'text': checks.text,
-    'negative_prompt': checks.text,
+    'text': checks.prompts,
+    'negative_prompt': checks.prompts,
     'style': check_style,
     'lora': check_lora,
     'trigger': checks.truth,
@@ -217,6 +224,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     'generator': lambda key, value: value,
     'latents': lambda key, value: value,
     'output_type': lambda key, value: get_format(value).name,
+    'metadata': check_kinds,
+    'label': checks.words,
     'callback_on_step_end': checks.function,
 }
 FIELD_NAMES: tuple[str, ...] = (*_CHECKS, 'callback', 'callback_steps')
