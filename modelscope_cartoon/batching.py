@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from modelscope_cartoon import mini
 from modelscope_cartoon.batch.artist import Artist
@@ -29,8 +30,10 @@ from modelscope_cartoon.batch.status import failures, rows_of, summary, told
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, Stopped
 from modelscope_cartoon.formats import ROWS, Format
 from modelscope_cartoon.names import did_you_mean, look_up
+from modelscope_cartoon.request import parse_request
 
 _FORMATS = {row.name: row for row in ROWS if row.suffixes}
+_NOTED = ('batch_size', 'dtype', 'backend', 'lora_dir', 'metadata', 'label')
 _FIRM = ('model', 'format')      # with another of these the pictures in the folder would be others
 
 
@@ -84,7 +87,14 @@ def _checked(arguments: argparse.Namespace) -> Format:
     for name in ('batch_size', 'tries', 'workers'):
         if (number := getattr(arguments, name)) is not None and not 1 <= number <= 1000:
             raise InvalidRequest(f'--{name.replace("_", "-")} is {number}; accepted: a whole number from 1 to 1000.')
-    return look_up('format', arguments.format, _FORMATS)
+    form = look_up('format', arguments.format, _FORMATS)
+    parse_request({'text': '', **_shared(arguments, form)})
+    return form
+
+
+def _shared(arguments: argparse.Namespace, form: Format) -> dict[str, Any]:
+    """What every row has that doesn't say it itself."""
+    return {'output_type': form.name, 'metadata': arguments.metadata, 'label': arguments.label}
 
 
 def _jobs(path: Path, model: str) -> Iterator[Job]:
@@ -115,8 +125,7 @@ def _say_tags(new: set[str]) -> None:
 def _check_belonging(ledger: Ledger, arguments: argparse.Namespace, form: Format) -> None:
     model = arguments.model or mini.NAME
     settings = {'model': str(Path(model).resolve()) if Path(model).is_dir() else model, 'format': form.name,
-                'batch_size': arguments.batch_size, 'dtype': arguments.dtype, 'backend': arguments.backend,
-                'lora_dir': arguments.lora_dir, 'jobs': str(Path(arguments.jobs).resolve())}
+                'jobs': str(Path(arguments.jobs).resolve()), **{key: getattr(arguments, key) for key in _NOTED}}
     with ledger.transaction():
         changed = belonging(ledger, settings, _FIRM)
     for key in set(changed) & set(_FIRM):
@@ -167,7 +176,7 @@ def _draw(ledger: Ledger, presence: Presence, form: Format, arguments: argparse.
 def _crew(arguments: argparse.Namespace, form: Format) -> Crew:
     options = {'device': arguments.device, 'dtype': arguments.dtype, 'memory': arguments.memory,
                'backend': arguments.backend, 'lora_dir': arguments.lora_dir}
-    artist = Artist(arguments.model or mini.NAME, arguments.batch_size, form.name, **options)
+    artist = Artist(arguments.model or mini.NAME, arguments.batch_size, _shared(arguments, form), **options)
     if arguments.workers:
         return Processes(artist, arguments.workers)
     import torch

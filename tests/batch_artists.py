@@ -30,5 +30,5 @@ class Quick:
                 os.kill(os.getpid(), signal.SIGKILL)
             if request['text'] == 'sleep':
                 time.sleep(600)
-        return [Drawn([f'{request["text"]} by {os.getpid()} on {self.options["device"]}'.encode()], [None], 0.1)
+        return [Drawn([f'{request["text"]} by {os.getpid()} on {self.options["device"]}'.encode()], [{}], 0.1)
                 for request in requests]

@@ -55,7 +55,9 @@ def test_a_file_of_rows_becomes_pictures_and_a_manifest_that_names_them(batch):
     assert len(pictures()) == 7
     for line in lines:
         assert hashlib.sha256(Path('out', line['file']).read_bytes()).hexdigest() == line['sha256']
-        assert Image.open(Path('out', line['file'])).size == (64, 64) and line['seconds'] > 0
+        picture = Image.open(Path('out', line['file']))
+        assert picture.size == (64, 64) and line['seconds'] > 0
+        assert json.loads(picture.info['modelscope_cartoon']) == line['recipe']
     assert sorted(path.name for path in Path('out').iterdir()) == sorted(
         [*pictures(), 'ledger.sqlite', 'manifest.jsonl'])
 
@@ -117,6 +119,15 @@ def test_a_picture_that_was_removed_is_drawn_again_to_the_same_bytes(batch):
     assert code == 0 and 'drawn again, because a file is gone: 1 row\n' in err and pictures() == before
 
 
+@pytest.mark.parametrize('options, row, kept', [((), {}, ['parameters', 'recipe']), (('--no-metadata',), {}, []),
+                                                (('--no-metadata',), {'metadata': ['recipe']}, ['recipe'])])
+def test_metadata_is_for_all_rows_or_as_a_row_says(options, row, kept, batch):
+    assert batch(write(*cats(1, **row)), '-o', 'out', *options)[0] == 0
+    info = Image.open(Path('out', manifest()[0]['file'])).info
+    keys = {'parameters': 'parameters', 'recipe': 'modelscope_cartoon'}
+    assert [kind for kind, key in keys.items() if key in info] == kept
+
+
 @pytest.mark.parametrize('name, magic', [('jpeg', b'\xff\xd8'), ('WebP', b'RIFF')])
 def test_formats(name, magic, batch):
     batch(write(*cats(1)), '-o', 'out', '--format', name)
@@ -139,6 +150,7 @@ def test_another_model_or_format_in_the_same_folder_is_refused(options, words, b
     (['-o', 'out'], 'give a file of rows and --output'),
     (['jobs.jsonl', '-o', 'out', '--batch-size', '0'], '--batch-size is 0'),
     (['jobs.jsonl', '-o', 'out', '--format', 'gif'], "unknown format 'gif'"),
+    (['jobs.jsonl', '-o', 'out', '--metadata', 'recip'], "did you mean 'recipe'"),
     (['--status', 'nowhere'], 'holds no ledger.sqlite'),
     (['--status'], 'give the folder of a batch'),
 ])
@@ -174,7 +186,8 @@ def test_json_is_one_document(batch):
 
 def test_an_artist_can_be_sent_anywhere_and_brings_plain_data_back(tiny_folder):
     import pickle
-    artist = pickle.loads(pickle.dumps(Artist(str(tiny_folder), 2, 'png', device='cpu')))
+    artist = pickle.loads(pickle.dumps(Artist(str(tiny_folder), 2, {'output_type': 'png'}, device='cpu')))
     good, bad = pickle.loads(pickle.dumps(artist.draw([*cats(1), {'text': 'b', 'style': 'flat:2+design:1'}])))
-    assert isinstance(good, Drawn) and good.images[0].startswith(b'\x89PNG') and len(good.recipes) == 1
+    assert isinstance(good, Drawn) and good.images[0].startswith(b'\x89PNG')
+    assert good.recipes[0]['request']['text'] == 'a cat 0'
     assert isinstance(bad, Refused) and bad.final and 'style is' in bad.reason

@@ -70,6 +70,7 @@ def _run_and_die(point: str, model: str, jobs: Path, output: Path) -> int:
     else:
         keeping.os = type('os', (), {**vars(os), 'replace': staticmethod(
             die if point == 'before a rename' else replaced_and_dead)})
+    os.environ['SOURCE_DATE_EPOCH'] = '0'
     return main(['batch', str(jobs), '-o', str(output), '--model', model, '--device', 'cpu'])
 
 
@@ -94,6 +95,7 @@ def _fill_the_disk(limit: str, model: str, folder: Path) -> tuple[int, str, int]
     words = folder / 'said.txt'
 
     def until_full() -> int:
+        os.environ['SOURCE_DATE_EPOCH'] = '0'
         from modelscope_cartoon.batch.keeping import Keeper
         from modelscope_cartoon.cli import main
         handle = os.open(words, os.O_CREAT | os.O_WRONLY)

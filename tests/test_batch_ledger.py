@@ -38,7 +38,7 @@ def keeper(ledger: Ledger, tries: int = 3) -> Keeper:
 
 
 def drawn(*leased) -> list[Drawn]:
-    return [Drawn([job.id.encode()], [None], 0.1) for job in leased]
+    return [Drawn([job.id.encode()], [{}], 0.1) for job in leased]
 
 
 def texts(leased) -> list[str]:
@@ -195,7 +195,7 @@ def test_a_row_that_can_not_be_a_request_is_recorded_and_not_tried_again(ledger)
 def test_files_are_named_by_prompt_and_id_and_numbered_where_a_row_has_several(ledger, tmp_path):
     queue(ledger, [*jobs('A fox, sitting!'), *jobs('一只猫' * 30, num_images_per_prompt=2), *jobs('')])
     leased = ledger.lease('w', 9)
-    answers = [Drawn([b'x'] * n, [None] * n, 0.1) for n in (1, 2, 1)]
+    answers = [Drawn([b'x'] * n, [{}] * n, 0.1) for n in (1, 2, 1)]
     keeper(ledger).keep('w', leased, answers)
     one, two, three = (job.id for job in leased)
     cats = ('一只猫' * 30)[:40]

@@ -139,7 +139,7 @@ def test_a_row_without_a_seed_gets_one_that_its_id_decides():
 def test_what_can_share_a_batch_is_one_group_and_nothing_else():
     def group(**row):
         return job_of({'text': 'a cat', **row}, 'mini').group
-    assert group() == group(text='a dog', seed=3, negative_prompt='x', client=1, num_inference_steps=50)
+    assert group() == group(text='a dog', seed=3, negative_prompt='x', client=1, label='AI')
     assert len({group(), group(num_inference_steps=20), group(style='flat'), group(text='a <lora:x:1>'),
                 group(width=64), group(lora='x')}) == 6
 
