@@ -161,19 +161,19 @@ def _draw(ledger: Ledger, presence: Presence, form: Format, arguments: argparse.
     if not ledger.counts()['queued'] + ledger.counts()['leased']:
         return
     keeper = Keeper(ledger, Path(arguments.output), presence.folder, form.suffixes[0], arguments.tries)
-    crew, progress = _crew(arguments, form), Progress(ledger)
+    workers, progress = crew(arguments, form), Progress(ledger)
     try:
         with Heartbeat(ledger):
-            draw_all(ledger, keeper, crew, presence, arguments.batch_size, progress)
+            draw_all(ledger, keeper, workers, presence, arguments.batch_size, progress)
     finally:
-        crew.close()
+        workers.close()
         with contextlib.suppress(CartoonError), ledger.transaction():     # a full disk has been said already
             ledger.take_back([presence.token])
         keeper.close()
         progress.close()
 
 
-def _crew(arguments: argparse.Namespace, form: Format) -> Crew:
+def crew(arguments: argparse.Namespace, form: Format) -> Crew:
     options = {'device': arguments.device, 'dtype': arguments.dtype, 'memory': arguments.memory,
                'backend': arguments.backend, 'lora_dir': arguments.lora_dir}
     artist = Artist(arguments.model or mini.NAME, arguments.batch_size, _shared(arguments, form), **options)
