@@ -65,6 +65,7 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._db.execute('PRAGMA journal_mode = WAL')
+            self._db.execute('PRAGMA cache_size = -512')     # kB: what is looked up again is little
             self._db.execute('PRAGMA synchronous = NORMAL')     # a power cut may undo the last records, never a kill
             if not self._is_there():
                 with self.transaction():
