@@ -15,7 +15,7 @@ from typing import Any
 
 from modelscope_cartoon import mini
 from modelscope_cartoon.batch.artist import Artist
-from modelscope_cartoon.batch.crews import Alone, Processes
+from modelscope_cartoon.batch.crews import ANY_GPU, Alone, Processes
 from modelscope_cartoon.batch.driver import Crew, Heartbeat, draw_all, reclaim
 from modelscope_cartoon.batch.jobs import COLUMNS, Job, job_of
 from modelscope_cartoon.batch.keeping import Keeper
@@ -180,7 +180,7 @@ def crew(arguments: argparse.Namespace, form: Format) -> Crew:
     if arguments.workers:
         return Processes(artist, arguments.workers)
     import torch
-    gpus = torch.cuda.device_count() if arguments.device is None else 0
+    gpus = torch.cuda.device_count() if arguments.device in ANY_GPU else 0
     if gpus > 1:
         return Processes(artist, gpus)
     artist.options['device'] = arguments.device or ('gpu' if gpus else 'cpu')

@@ -66,6 +66,11 @@ def test_a_row_that_kills_its_process_fails_alone_with_the_signal_as_its_reason(
     assert entry.request['text'] == 'die' and 'ended with signal 9 (SIGKILL)' in entry.reason
 
 
+def test_a_lost_gpu_ends_its_process_and_not_the_batch(run):
+    ledger = run(Quick(), 1, 'a', 'gpu', 'c')
+    assert ledger.counts()['done'] == 2 and 'ended with exit code 1' in next(ledger.entries('failed')).reason
+
+
 def test_a_process_that_is_killed_from_outside_loses_nothing_and_blames_nobody(run, tmp_path):
     killed = []
 
@@ -119,9 +124,11 @@ def test_a_driver_that_is_killed_takes_its_workers_along(tmp_path):
     assert len(workers) == 2 and psutil.wait_procs(workers, timeout=10)[1] == []
 
 
-def test_two_real_processes_draw_what_one_draws_though_one_of_them_is_killed(tiny_folder, tmp_path):
+def test_two_real_processes_draw_what_one_draws_though_one_of_them_is_killed(tiny_folder, tmp_path,
+                                                                                monkeypatch):
     jobs = tmp_path / 'jobs.jsonl'
     jobs.write_text(''.join(json.dumps({'text': f'a cat {i}', 'num_inference_steps': 4}) + '\n' for i in range(24)))
+    monkeypatch.setenv('SOURCE_DATE_EPOCH', '0')
     command = ['batch', str(jobs), '--device', 'cpu', '--model', str(tiny_folder), '-o']
     batch = subprocess.Popen([sys.executable, '-m', 'modelscope_cartoon.cli', *command, str(tmp_path / 'two'),
                               '--workers', '2'], stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
