@@ -126,9 +126,7 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
 
     from modelscope_cartoon.pipeline import load_pipeline
 
-    if arguments.model is None:
-        print('drawing with the embedded mini model (128 px); --model full takes the full-size model of a style '
-              '(768 px, 5 GB each)', file=sys.stderr)
+    tell_default(arguments.model)
     device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
     return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory,
                          backend=arguments.backend, lora_dir=arguments.lora_dir)
@@ -137,6 +135,12 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
 def slug(text: str) -> str:
     """The beginning of a prompt as a file's name has it; '' where it is of signs alone."""
     return re.sub(r'\W+', '-', text)[:40].strip('-').lower()
+
+
+def tell_default(model: str | None) -> None:
+    if model is None:
+        print('drawing with the embedded mini model (128 px); --model full takes the full-size model of a style '
+              '(768 px, 5 GB each)', file=sys.stderr)
 
 
 class Target:
