@@ -1,8 +1,8 @@
 """Lettering on pictures, in any script: written, measured, cut and wrapped.
 
 OpenCV 5 brings the fonts: a variable sans (Latin, Greek, Cyrillic, ...; weights 100..1000), and one for Chinese,
-Japanese and Korean that it takes by itself, in one weight. With OpenCV 4 the words are written by Pillow, in a font
-that is found on the machine, and a warning says which.
+Japanese and Korean that it takes by itself, in one weight. With OpenCV 4, or where OpenCV can't be imported, the words
+are written by Pillow, in a font that is found on the machine, and a warning says which.
 """
 from __future__ import annotations
 
@@ -143,12 +143,16 @@ class _Pillow(NamedTuple):
 
 @cache
 def _pen() -> _OpenCV | _Pillow:
-    import cv2
-    if hasattr(cv2, 'FontFace'):
-        return _OpenCV(cv2.FontFace('sans'), threading.Lock())
+    try:
+        import cv2
+        if hasattr(cv2, 'FontFace'):
+            return _OpenCV(cv2.FontFace('sans'), threading.Lock())
+        why = f'OpenCV {cv2.__version__} has no fonts of its own'
+    except ImportError as error:     # as on a server without libGL
+        why = f"OpenCV can't be imported ({error})"
     pen = _Pillow(next(filter(_is_there, _SYSTEM_FONTS), None))
-    logger.warning('OpenCV %s has no fonts of its own; words on pictures are written in %s%s. '
-                   "pip install 'opencv-python>=5' writes all scripts.", cv2.__version__, pen.name or "Pillow's font",
+    logger.warning("%s; words on pictures are written in %s%s. pip install 'opencv-python-headless>=5' writes all "
+                   'scripts.', why, pen.name or "Pillow's font",
                    ', which has no Chinese' if pen.name in _WITHOUT_CHINESE else '')
     return pen
 
