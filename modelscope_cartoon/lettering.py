@@ -27,6 +27,7 @@ _SYSTEM_FONTS = ('NotoSansCJK-Regular.ttc', 'NotoSansSC-Regular.otf', 'NotoSansS
 _WITHOUT_CHINESE = ('DejaVuSans.ttf', 'arial.ttf', None)
 _WIDE = '\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff'     # a line may end after each
 _OPENING, _CLOSING = '（「『【《〈“‘', '，。！？、；：）」』】》〉”’…'
+_STOPS = ' ,.;:，。、；：'
 _PIECES = re.compile(rf'\s+|[{_OPENING}]*[^\s{_OPENING}{_CLOSING}](?<=[{_WIDE}])[{_CLOSING}]*|[^\s{_WIDE}]+|.')
 
 
@@ -53,7 +54,9 @@ def fitting(text: str, width: int, size: int, weight: int = REGULAR) -> str:
     if text_width(text, size, weight) <= width:
         return text
     count = _most(text, width, size, weight, _ELLIPSIS)
-    return text[:count].rstrip() + _ELLIPSIS if count else ''
+    whole = max((end for end in _ends(text, count) if end <= count), default=0)     # rather after a word than in one
+    kept = text[:whole if whole > 0.7 * count else count].rstrip().rstrip(_STOPS)
+    return kept + _ELLIPSIS if count else ''
 
 
 def wrapped(text: str, width: int, size: int, weight: int = REGULAR, lines: int = 3) -> list[str]:
@@ -75,8 +78,12 @@ def _break(text: str, width: int, size: int, weight: int) -> int:
     most = _most(text, width, size, weight)
     if most == len(text):
         return most
-    ends = [match.end() for match in _PIECES.finditer(text, 0, min(len(text), most + 200))]
-    return max((end for end in ends if len(text[:end].rstrip()) <= most), default=most)
+    return max((end for end in _ends(text, most) if len(text[:end].rstrip()) <= most), default=most)
+
+
+def _ends(text: str, count: int) -> list[int]:
+    """Where the pieces end that begin in the first `count` characters."""
+    return [match.end() for match in _PIECES.finditer(text, 0, count + 200) if match.start() <= count]
 
 
 def _most(text: str, width: int, size: int, weight: int, end: str = '') -> int:
