@@ -157,5 +157,7 @@ def _write_sheet(candidates: Sequence[Candidate], rows: Sequence[dict[str, Any]]
 def _costs(row: dict[str, Any]) -> str:
     if row['fault']:
         return ''
-    far = f' · latents {row["latent_distance"]:.3f} · pixels {row["pixel_distance"]:.1f}' if row['latent_distance'] else ''
-    return f'{median(row["seconds"]):.1f} s{far}'
+    words = [f'{median(row["seconds"]):.1f} s']
+    if row['latent_distance']:
+        words += [f'latents {row["latent_distance"]:.3f}', f'pixels {row["pixel_distance"]:.1f}']
+    return ' · '.join(words)

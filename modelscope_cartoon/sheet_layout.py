@@ -4,9 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,23 +14,15 @@ from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import format_of_suffix
 from modelscope_cartoon.lettering import Colour, fitting, text_width, wrapped, write
 from modelscope_cartoon.sheet_axes import Cell, Label, Section, Sheet
+from modelscope_cartoon.sheet_cells import INK, LEADING, MUTED, PAPER, Box, paste, shown
 
-PAPER, INK, MUTED, LINE = (250, 246, 239), (45, 39, 34), (139, 126, 113), (228, 219, 206)
-ACCENT, EMPTY, WARNING = (198, 101, 61), (241, 234, 223), (158, 62, 40)
-_MARGIN, _GAP, _RADIUS, _BAND_GAP = 72, 20, 14, 36
+_LINE, _ACCENT = (228, 219, 206), (198, 101, 61)
+_MARGIN, _GAP, _BAND_GAP = 72, 20, 36
 _MOST_COLUMNS, _SMALLEST, _LARGEST = 6, 224, 512     # side by side; pixels of a cell's longer side
 _WIDTH, _WIDE, _PIXELS = 1640, 2240, 48 * 2**20      # aims: of a row of small or large pictures; of all cells together
 _MEDIUM, _SMALL = 500, 18
-_LEADING, _DOT = 1.32, ' · '
+_DOT = ' · '
 _LABELS = ('aigc', 'iptc')
-
-
-class Box(NamedTuple):
-    """Where a picture is on the sheet."""
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -63,14 +53,14 @@ class Page:
     def line(self, text: str, x: int, size: int, colour: Colour, weight: int = 400) -> None:
         """A line of text at the present height, and down to the next line."""
         self.words.append((text, x, self.y + round(size * 1.02), size, colour, weight))
-        self.y += round(size * _LEADING)
+        self.y += round(size * LEADING)
 
     def image(self) -> np.ndarray:
         page = np.full((self.y + _MARGIN, self.width, 3), PAPER, np.uint8)
         for left, top, width, height, colour in self.lines:
             page[top:top + height, left:left + width] = colour
         for cell, box in self.cells:
-            paste(page, _shown(cell, box), box)
+            paste(page, shown(cell, box), box)
         for text, x, y, size, colour, weight in self.words:
             write(page, text, (x, y), size, colour, weight)
         return page
@@ -127,7 +117,7 @@ def _gutter(label: Label) -> int:
 
 
 def _heading(page: Page, sheet: Sheet, plan: Plan) -> None:
-    page.lines.append((_MARGIN, page.y, 56, 6, ACCENT))
+    page.lines.append((_MARGIN, page.y, 56, 6, _ACCENT))
     page.y += 26
     for line in _balanced(sheet.title, plan.inner, plan.title_size):
         page.line(line, _MARGIN, plan.title_size, INK, _MEDIUM)
@@ -147,7 +137,7 @@ def _balanced(title: str, width: int, size: int) -> list[str]:
 def _section(page: Page, section: Section, plan: Plan) -> None:
     page.y += 40
     if section.title:
-        page.lines.append((_MARGIN, page.y, plan.inner, 1, LINE))
+        page.lines.append((_MARGIN, page.y, plan.inner, 1, _LINE))
         page.y += 30
         for line in wrapped(section.title, plan.inner, 28, _MEDIUM, lines=2):
             page.line(line, _MARGIN, 28, INK, _MEDIUM)
@@ -207,12 +197,12 @@ def _lines(label: Label, width: int, most: int) -> Iterator[tuple[str, int, Colo
 
 
 def _tall(block: list[tuple[str, int, Colour, int]]) -> int:
-    return sum(round(size * _LEADING) for _, size, _, _ in block)
+    return sum(round(size * LEADING) for _, size, _, _ in block)
 
 
 def _footer(page: Page, sheet: Sheet, plan: Plan) -> None:
     page.y += 44
-    page.lines.append((_MARGIN, page.y, plan.inner, 1, LINE))
+    page.lines.append((_MARGIN, page.y, plan.inner, 1, _LINE))
     page.y += 20
     maker = fitting(sheet.maker, plan.inner, _SMALL)
     wide = text_width(maker, _SMALL)
@@ -231,54 +221,3 @@ def _flowed(parts: list[str], width: int) -> list[str]:
         longer = lines[-1] + _DOT + part
         lines[-1:] = [longer] if text_width(longer, _SMALL) <= width else [lines[-1], part]
     return [fitting(line, width, _SMALL) for line in lines]
-
-
-def _shown(cell: Cell, box: Box) -> np.ndarray:
-    """The cell's picture in the size of its box, or an empty cell that says why there is none."""
-    if cell.picture and not cell.fault:
-        return enlarged(cell.picture, box)
-    card = np.full((box.height, box.width, 3), EMPTY, np.uint8)
-    size, room = (19, box.width - 48) if box.width >= 280 else (16, box.width - 36)
-    step = round(size * _LEADING)
-    lines = wrapped(cell.fault or '', room, size, lines=max(1, box.height // step - 4))
-    y = (box.height - step * len(lines)) // 2
-    for text, colour in (('没有画成 not drawn', WARNING), *((line, MUTED) for line in lines)):
-        write(card, fitting(text, room, size), ((box.width - room) // 2, y), size, colour)
-        y += step
-    return card
-
-
-def enlarged(picture: Any, box: Box) -> np.ndarray:
-    """The picture of a file, made larger or smaller to fit into `box`, with paper around it where its shape differs."""
-    from PIL import Image
-
-    with Image.open(picture) as opened:
-        image = opened.convert('RGB')
-    scale = min(box.width / image.width, box.height / image.height)
-    size = min(box.width, round(image.width * scale)), min(box.height, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.LANCZOS)
-    page = Image.new('RGB', (box.width, box.height), EMPTY)
-    page.paste(image, ((box.width - size[0]) // 2, (box.height - size[1]) // 2))
-    return np.asarray(page)
-
-
-def paste(page: np.ndarray, image: np.ndarray, box: Box) -> None:
-    """`image` with round corners and a hair of an edge, onto `page`."""
-    inside, edge = _masks(box.width, box.height)
-    place = page[box.top:box.top + box.height, box.left:box.left + box.width]
-    rimmed = image * (1 - edge) + edge * (image * 0.86)
-    place[...] = np.rint(rimmed * inside + place * (1 - inside))
-
-
-@cache
-def _masks(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """What of a cell is picture, and what of that its edge: each [H, W, 1], 0..1."""
-    from PIL import Image, ImageDraw
-
-    masks = []
-    for inset in (0, 1):
-        mask = Image.new('L', (width * 4, height * 4))
-        corners = (4 * inset, 4 * inset, 4 * (width - inset) - 1, 4 * (height - inset) - 1)
-        ImageDraw.Draw(mask).rounded_rectangle(corners, 4 * (_RADIUS - inset), fill=255)
-        masks.append(np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32)[..., None] / 255)
-    return masks[0], masks[0] - masks[1]

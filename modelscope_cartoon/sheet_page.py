@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
-from html import escape
 
 from modelscope_cartoon.sheet_axes import Cell, Label, Section, Sheet
 
@@ -135,3 +136,9 @@ def _inlined(cell: Cell) -> tuple[tuple[int, int], str]:
             image.save(buffer, 'WEBP', quality=90)
             data = buffer.getvalue()
     return size, f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
+
+
+def escape(text: str) -> str:
+    """`text` as HTML that shows it; what HTML can't hold (control characters, lone surrogates) is U+FFFD."""
+    return html.escape(''.join('\ufffd' if unicodedata.category(one) in ('Cc', 'Cs') and one != '\n' else one
+                               for one in text))

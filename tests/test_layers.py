@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
-             'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets'}
+             'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets', 'a1111', 'labels', 'metadata',
+             'picture_recipe'}
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
           'lora', 'lora_file', 'backends', 'guidance', 'deepcache', 'reading', 'prepared', 'resting', 'eight_bits',
-          'sharing', 'lettering'}
+          'sharing', 'provenance', 'corner_label', 'lettering'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
 FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates',
-          'sheeting', 'sheet_axes', 'sheet_layout', 'sheet_page', 'sheet_pictures'}
+          'sheeting', 'sheet_axes', 'sheet_cells', 'sheet_layout', 'sheet_page', 'sheet_pictures'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')
