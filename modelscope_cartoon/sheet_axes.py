@@ -133,7 +133,7 @@ def _section(fixed: Mapping[Axis, Any], across: list[Axis], down: list[Axis], gi
     title = _words(fixed)
 
     def cell(row: tuple[Any, ...], column: tuple[Any, ...]) -> Cell:
-        own = {**fixed, **dict(zip(down, row)), **dict(zip(across, column))}
+        own = {**fixed, **dict(zip(across, column)), **dict(zip(down, row))}
         return Cell({**one, **{axis.field: value for axis, value in own.items()}}, _words(own))
     columns, rows = (list(itertools.product(*(given[axis] for axis in axes))) for axes in (across, down))
     return Section(title, [_label(across, column) for column in columns], [_label(down, row) for row in rows],

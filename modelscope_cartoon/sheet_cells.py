@@ -46,10 +46,11 @@ def enlarged(picture: Path, box: Box) -> np.ndarray:
     with Image.open(picture) as opened:
         image = opened.convert('RGB')
     scale = min(box.width / image.width, box.height / image.height)
-    size = min(box.width, round(image.width * scale)), min(box.height, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    width, height = (side if side - round(length * scale) <= 1 else round(length * scale)     # a box is whole pixels
+                     for side, length in zip((box.width, box.height), image.size))
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
     page = Image.new('RGB', (box.width, box.height), _EMPTY)
-    page.paste(image, ((box.width - size[0]) // 2, (box.height - size[1]) // 2))
+    page.paste(image, ((box.width - width) // 2, (box.height - height) // 2))
     return np.asarray(page)
 
 

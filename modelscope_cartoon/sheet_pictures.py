@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_cartoon.cache import known_sha256, weights_hash
+from modelscope_cartoon.candidates import free
 from modelscope_cartoon.configuration import configuration, lora_folders
-from modelscope_cartoon.errors import CartoonError, InvalidRequest
+from modelscope_cartoon.errors import CartoonError, InvalidRequest, UnknownOption
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.hub import base_folder, local_model
@@ -69,7 +70,7 @@ def draw(cells: list[Cell], load: Callable[[], Any], at_once: int) -> Iterator[i
     """
     try:
         pipe = load()
-    except InvalidRequest:     # the same for every model: an option that can't be used
+    except (InvalidRequest, UnknownOption):     # the same for every model: an option that can't be used
         raise
     except Exception as error:
         fail(cells, error)
@@ -77,6 +78,8 @@ def draw(cells: list[Cell], load: Callable[[], Any], at_once: int) -> Iterator[i
     for batch in _batches(cells, at_once):
         _draw(pipe, batch)
         yield len(batch)
+    del pipe
+    free()     # before the next model is loaded
 
 
 def _batches(cells: list[Cell], at_once: int) -> Iterator[list[Cell]]:

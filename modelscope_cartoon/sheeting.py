@@ -51,13 +51,19 @@ def add_options(sheet: argparse.ArgumentParser) -> None:
     sheet.add_argument('--dtype', default='auto', help='auto, float32, float16, bfloat16')
     sheet.add_argument('--backend', default='auto', help='what runs the networks: auto, compile, openvino, torch, int8')
     sheet.add_argument('--memory', default='auto', help='auto, full, low, min')
-    sheet.add_argument('--batch-size', type=int, default=_AT_ONCE, metavar='N',
+    sheet.add_argument('--batch-size', type=_positive, default=_AT_ONCE, metavar='N',
                        help=f'pictures drawn together; default: {_AT_ONCE}')
     sheet.add_argument('--title', metavar='TEXT', help='default: the prompt')
     sheet.add_argument('--output', '-o', default='sheet.png', metavar='PATH',
                        help=f'a file (.png, .jpg, .webp) or a folder; default: ./sheet.png; at most {MAX_PICTURES} '
                             'pictures. The page and the pictures are beside it')
     sheet.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f'{number}; accepted: a whole number from 1')
+    return number
 
 
 def sheet(arguments: argparse.Namespace) -> int:
