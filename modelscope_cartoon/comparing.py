@@ -160,4 +160,4 @@ def _costs(row: dict[str, Any]) -> str:
     words = [f'{median(row["seconds"]):.1f} s']
     if row['latent_distance']:
         words += [f'latents {row["latent_distance"]:.3f}', f'pixels {row["pixel_distance"]:.1f}']
-    return ' · '.join(words)
+    return ', '.join(words)

@@ -122,7 +122,7 @@ def _heading(page: Page, sheet: Sheet, plan: Plan) -> None:
     for line in _balanced(sheet.title, plan.inner, plan.title_size):
         page.line(line, _MARGIN, plan.title_size, INK, _MEDIUM)
     for line in wrapped(sheet.note, plan.inner, 22, lines=3):
-        page.y += 4
+        page.y += 6
         page.line(line, _MARGIN, 22, MUTED)
 
 

@@ -29,7 +29,7 @@ h2 { margin: 44px 0 0; padding-top: 24px; border-top: 1px solid var(--line); fon
 header p, footer { color: var(--muted); overflow-wrap: anywhere }
 header p { margin: 8px 0 0 }
 .grid { display: grid; gap: 18px; margin-top: 28px; align-items: start;
-  grid-template-columns: var(--rows) repeat(var(--columns), minmax(150px, 512px)) }
+  grid-template-columns: var(--rows) repeat(var(--columns), minmax(110px, 512px)); overflow-x: auto }
 .column, .row { overflow-wrap: anywhere; font-size: 20px; font-weight: 550; line-height: 1.3 }
 .column { align-self: end }
 .row { align-self: center }
