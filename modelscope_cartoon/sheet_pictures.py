@@ -13,7 +13,7 @@ from modelscope_cartoon.candidates import free
 from modelscope_cartoon.configuration import configuration, lora_folders
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, UnknownOption
 from modelscope_cartoon.files import write_file
-from modelscope_cartoon.folder import ModelFolder
+from modelscope_cartoon.folder import ModelFolder, file_sha256
 from modelscope_cartoon.hub import base_folder, local_model
 from modelscope_cartoon.lora_choice import LoraShelf, weights_file
 from modelscope_cartoon.request import parse_request
@@ -32,16 +32,19 @@ def place(cells: Iterable[Cell], folder: Path, model: str, lora_dir: str | None,
         request = asdict(parse_request(cell.request))
         kept = {key: value for key, value in request.items() if key not in _DECIDE_NOTHING}
         loras = [known_sha256(weights_file(shelf.find(*lora).path)) for lora in request['lora']]
-        decides = json.dumps([kept, loras, weights, *how], sort_keys=True)
+        decides = json.dumps([kept, loras, weights, *how], sort_keys=True, default=str)
         cell.picture = folder / f'{hashlib.sha256(decides.encode()).hexdigest()[:20]}.png'
 
 
-def fingerprint(model: str) -> list[str]:
-    """Hashes of all weights of `model`, its LoRAs among them."""
+def fingerprint(model: str) -> list[Any]:
+    """What `model` is at present: hashes of all its weights, its LoRAs among them, and what it says about drawing."""
     folder = local_model(model)
     base = base_folder(folder)
     loras = [*_own_loras(model).values(), *([folder] if folder != base else [])]
-    return [weights_hash(ModelFolder(base)), *(known_sha256(weights_file(lora)) for lora in loras)]
+    scheduler = Path(base, 'scheduler', 'scheduler_config.json')
+    return [weights_hash(ModelFolder(base)), *(known_sha256(weights_file(lora)) for lora in loras),
+            file_sha256(scheduler) if scheduler.is_file() else None,
+            *(configuration(one)['preprocessor'] for one in dict.fromkeys([folder, base]))]
 
 
 def _own_loras(model: str) -> dict[str, str]:

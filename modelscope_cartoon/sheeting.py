@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
+import logging
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from modelscope_cartoon import drawing, sheet_pictures
 from modelscope_cartoon.errors import InvalidPrompt, ModelError
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import format_of_suffix
+from modelscope_cartoon.log import logger
 from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
@@ -70,7 +74,8 @@ def sheet(arguments: argparse.Namespace) -> int:
     """Draws what is missing, writes the sheet as a picture and as a page; exit code 1 where a picture failed."""
     target = _target(arguments.output)
     page = _empty(arguments)
-    drawn = _draw(arguments, page.cells, target.with_suffix('.pictures'))
+    with _each_warning_once():
+        drawn = _draw(arguments, page.cells, target.with_suffix('.pictures'))
     if all(cell.fault for cell in page.cells):
         raise ModelError(f'no picture could be drawn: {page.cells[0].fault}')
     _write(page, target)
@@ -136,6 +141,22 @@ def _draw(arguments: argparse.Namespace, cells: list[Cell], folder: Path) -> int
             left = (time.perf_counter() - started) / done * (total - done)
             print(f'{len(cells) - total + done} of {len(cells)} pictures ({left:.0f} s left)', file=sys.stderr)
     return sum(cell.fault is None for some in missing.values() for cell in some)
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """What there is to say about a prompt would be said again with each batch."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in said
+        said.add(record.getMessage())
+        return new
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def _write(page: Sheet, target: Path) -> None:

@@ -125,14 +125,25 @@ def test_a_changed_setting_is_another_picture(sheet, changed):
     assert len(kept() - first) == 1 and kept() > first
 
 
-def test_a_model_that_was_trained_further_draws_other_pictures(sheet, tiny_folder):
-    model = shutil.copytree(tiny_folder, 'model')
-    sheet('a cat', model=model)
-    first = kept()
-    weights = Path('model/unet/diffusion_pytorch_model.safetensors')
+def train_further(model: Path) -> None:
+    weights = model / 'unet' / 'diffusion_pytorch_model.safetensors'
     state = load_file(weights)
     state['conv_out.bias'] += 1
     save_file(state, weights, {'format': 'pt'})
+
+
+def say_another_guidance(model: Path) -> None:
+    own = json.loads((model / 'configuration.json').read_text())
+    own['preprocessor']['defaults'] = {'guidance_scale': 3}
+    (model / 'configuration.json').write_text(json.dumps(own))
+
+
+@pytest.mark.parametrize('change', [train_further, say_another_guidance])
+def test_a_model_that_changed_draws_other_pictures(sheet, tiny_folder, change):
+    model = shutil.copytree(tiny_folder, 'model')
+    sheet('a cat', model=model)
+    first = kept()
+    change(Path(model))
     sheet('a cat', model=model)
     assert len(kept() - first) == 1
 
@@ -203,6 +214,13 @@ def test_one_model_at_a_time_is_loaded_and_one_that_is_not_there_fails_alone(tin
     code = main(['sheet', 'a cat', '--style', 'design', 'flat', 'clipart', '--model', 'full', '--steps', '2', '--json'])
     faults = [entry['fault'] for entry in json.loads(capsys.readouterr().out)['pictures']]
     assert code == 1 and len(seen) == 2 and faults == [None, 'flat is not on this machine.', None]
+
+
+def test_a_warning_about_a_prompt_is_said_once(sheet, caplog):
+    sheet('a 猫', '--seed', 1, 2, 3, '--batch-size', 1)
+    assert caplog.text.count("can't read: 猫") == 1
+    sheet('a 猫', '--seed', 4)
+    assert caplog.text.count("can't read: 猫") == 2
 
 
 def test_the_output_may_be_a_file_of_each_kind_or_a_folder(sheet):
