@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from modelscope_cartoon import metadata, picture_recipe
 from modelscope_cartoon.cache import known_sha256, weights_hash
 from modelscope_cartoon.candidates import free
 from modelscope_cartoon.configuration import configuration, lora_folders
@@ -53,17 +54,22 @@ def _own_loras(model: str) -> dict[str, str]:
 
 
 def missing(cells: Iterable[Cell]) -> list[Cell]:
-    return [cell for cell in cells if not (cell.fault or _is_whole(cell.picture))]
+    """Those whose picture isn't kept, or is no longer what its own recipe says. The others get their recipe."""
+    return [cell for cell in cells if not (cell.fault or _is_kept(cell))]
 
 
-def _is_whole(path: Path | None) -> bool:
+def _is_kept(cell: Cell) -> bool:
+    import numpy as np
     from PIL import Image
+
     try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, AttributeError):
+        with Image.open(cell.picture) as picture:
+            pixels = hashlib.sha256(np.asarray(picture.convert('RGB'))).hexdigest()
+        recipe = picture_recipe.parse(metadata.read(cell.picture).recipe or '')
+    except (OSError, SyntaxError, ValueError):     # not there, or damaged in one of Pillow's ways, or no recipe
         return False
-    return True
+    cell.recipe = recipe
+    return recipe['pixels_sha256'] == pixels
 
 
 def draw(cells: list[Cell], load: Callable[[], Any], at_once: int) -> Iterator[int]:
@@ -107,6 +113,7 @@ def _draw(pipe: Any, cells: list[Cell]) -> None:
         return None
     for cell, output in zip(cells, outputs):
         write_file(cell.picture, output['output_imgs'][0])
+        cell.recipe = output['recipes'][0]
 
 
 def fail(cells: Iterable[Cell], error: Exception) -> None:

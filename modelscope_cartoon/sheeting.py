@@ -160,13 +160,9 @@ def _each_warning_once() -> Iterator[None]:
 
 
 def _write(page: Sheet, target: Path) -> None:
-    from modelscope_cartoon import metadata, picture_recipe
     from modelscope_cartoon.sheet_layout import write_sheet
     from modelscope_cartoon.sheet_page import page_of
 
-    for cell in page.cells:
-        if not cell.fault:
-            cell.recipe = picture_recipe.parse(metadata.read(cell.picture).recipe)
     page.settings = settings_line([cell.recipe for cell in page.cells if cell.recipe])
     write_sheet(page, target)
     write_file(target.with_suffix('.html'), page_of(page).encode())

@@ -108,9 +108,13 @@ def test_the_same_command_draws_only_what_is_missing(sheet, drawn):
     assert json.loads(sheet(*TWO_BY_TWO, '--json')[1])['drawn'] == 0 and drawn == []
     assert (np.asarray(Image.open('sheet.png')) == image).all()
     Path('sheet.pictures', sorted(first)[1]).unlink()
-    damaged = Path('sheet.pictures', sorted(first)[2])
+    damaged, edited = (Path('sheet.pictures', sorted(first)[i]) for i in (2, 3))
     damaged.write_bytes(damaged.read_bytes()[:-200])
-    assert json.loads(sheet(*TWO_BY_TWO, '--json')[1])['drawn'] == sum(drawn) == 2 and kept() == first
+    recipe = json.loads(metadata.read(edited).recipe)
+    edited.write_bytes(metadata.write(Image.new('RGB', (64, 64)), 'PNG', recipe))
+    assert json.loads(sheet(*TWO_BY_TWO, '--json')[1])['drawn'] == sum(drawn) == 3 and kept() == first
+    again = np.asarray(Image.open('sheet.png')).astype(int)
+    assert np.abs(again - image).max() <= 2     # in other batches than before
     drawn.clear()
     sheet(*TWO_BY_TWO, 3)
     assert sum(drawn) == 2 and kept() > first     # a seed more: one row
