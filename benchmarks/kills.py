@@ -78,7 +78,9 @@ def _kill_until_done(model: str, jobs: Path, output: Path, seconds: float, kills
         before = len(draws(log))
         child = start(model, jobs, output, log)
         time.sleep(chance.uniform(0, seconds))
-        if os.waitpid(child, os.WNOHANG)[0]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 1, 'it ended before the kill, and not well'
             break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -103,6 +103,14 @@ def test_gpus_are_dealt_out_unless_a_device_is_named(run, tmp_path, monkeypatch)
     assert sorted(devices.values()) == ['cuda:0', 'cuda:0', 'cuda:1']
 
 
+def test_ctrl_c_ends_the_workers_at_once(run):
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    others = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(KeyboardInterrupt):
+        run(Quick(), 2, 'sleep', 'b', 'sleep', 'd')
+    assert {child.pid for child in psutil.Process().children()} == others
+
+
 def test_a_driver_that_is_killed_takes_its_workers_along(tmp_path):
     def drive() -> None:
         crew = Processes(Quick(), 2)
