@@ -15,7 +15,8 @@ ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding',
           'lora', 'lora_file', 'backends', 'guidance', 'deepcache', 'reading', 'prepared', 'resting', 'eight_bits',
           'sharing', 'provenance', 'corner_label', 'lettering'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
-FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates'}
+FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates',
+          'recorded', 'inspecting', 'replaying', 'differing', 'config_from_metadata'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')
