@@ -74,7 +74,7 @@ def _by_name(shelf: LoraShelf, name: str) -> str:
         return shelf.named(name, 1.0).path
     except UnknownOption as error:
         if os.path.exists(name):
-            raise InvalidRequest(f'the LoRA {plain(name, 100)!r} is not on the shelf, and what a picture names is not '
+            raise InvalidRequest(f"the LoRA '{plain(name, 100)}' is not in --lora-dir, and what a picture names is not "
                                  'looked for elsewhere; give it with --lora.') from error
         return name
 
@@ -99,12 +99,12 @@ def _converted(name: str, text: str, convert: Callable[[str], Any], instead: str
     try:
         return convert(text)
     except (ValueError, IndexError):
-        raise InvalidRequest(f'its {name} is {plain(text, 60)!r}, which can\'t be read; give {instead}.') from None
+        raise InvalidRequest(f"its {name} is '{plain(text, 60)}', which can't be read; give {instead}.") from None
 
 
 def _scheduler(settings: dict[str, str]) -> tuple[str | None, str | None]:
     try:
         return a1111.scheduler_of(settings)
     except UnknownOption:
-        raise InvalidRequest(f'its Sampler is {plain(settings["Sampler"], 60)!r}, which is none of ours; choose one '
+        raise InvalidRequest(f"its Sampler is '{plain(settings['Sampler'], 60)}', which is none of ours; choose one "
                              f'with --scheduler: {", ".join(row.label for row in SCHEDULERS)}.') from None

@@ -9,8 +9,10 @@ Nothing in a file is run, and no path in it is opened.
 """
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import math
 import re
 import unicodedata
 import warnings
@@ -121,7 +123,8 @@ def request_of(recorded: Recorded) -> dict[str, Any]:
         if key in asked and not isinstance(asked[key], kind):
             raise InvalidRequest(f"the recipe's {key} is a {type(asked[key]).__name__}; needed: {kind.__name__}.")
     if 'lora' in asked:
-        asked['lora'] = [(re.split(r'[\\/]', name)[-1], scale) for name, scale in check_lora('lora', asked['lora'])]
+        asked['lora'] = [(re.split(r'[\\/]', name)[-1].removesuffix('.safetensors'), scale)
+                         for name, scale in check_lora('lora', asked['lora'])]
     parse_request(asked)
     return asked
 
@@ -137,10 +140,10 @@ def model_of(recorded: Recorded) -> str:
         return str(mini.path())
     parts = name.split('/') if isinstance(name, str) else []
     if len(parts) == 1 and name:
-        raise InvalidRequest(f'it was drawn with a model folder called {plain(name, 200)!r}; say where that is, '
+        raise InvalidRequest(f"it was drawn with a model folder called '{plain(name, 200)}'; say where that is, "
                              '--model FOLDER.')
     if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)) or not _is_revision(revision):
-        raise InvalidRequest(f'its recipe names the model {plain(name, 200)!r}, which is no hub id; say what to draw '
+        raise InvalidRequest(f"its recipe names the model '{plain(name, 200)}', which is no hub id; say what to draw "
                              'with, --model MODEL.')
     cached = cached_snapshot(name, revision)
     if cached:
@@ -156,23 +159,34 @@ def _is_revision(revision: Any) -> bool:
     return revision is None or (isinstance(revision, str) and _NAME.fullmatch(revision) is not None)
 
 
-def scheduler_of(recorded: Recorded) -> Any:
-    """A diffusers scheduler of the recorded class, one of those in schedulers.ROWS, and its config."""
+def scheduler_of(recorded: Recorded, steps: int) -> Any:
+    """A diffusers scheduler of the recorded class, one of schedulers.ROWS, and its config; tried out on `steps`."""
     import diffusers
 
     name, config = recorded.of('used', 'scheduler', 'class'), recorded.of('used', 'scheduler', 'config')
     known = {row.diffusers_class for row in ROWS}
-    if name not in known or not isinstance(config, dict):
-        raise InvalidRequest(f'its recipe names the scheduler {plain(name, 100)!r}, which is none of ours: '
+    if not isinstance(name, str) or name not in known or not isinstance(config, dict):
+        raise InvalidRequest(f"its recipe names the scheduler '{plain(name, 100)}', which is none of ours: "
                              f'{", ".join(sorted(known))}.')
     scheduler = getattr(diffusers, name)
     options = {key: value for key, value in config.items() if key in inspect.signature(scheduler).parameters}
-    if any(abs(number) > _LARGEST_NUMBER for number in _numbers(options)):
+    if any(_LARGEST_NUMBER < abs(number) < math.inf for number in _numbers(options)):     # some defaults are infinite
         raise InvalidRequest(f"its recipe's scheduler has a number beyond {_LARGEST_NUMBER:,}, which no real one has.")
     try:
-        return scheduler.from_config(options)
+        built = scheduler.from_config(options)
+        _try(copy.deepcopy(built), steps)
     except Exception as error:     # a stranger's values, and diffusers raises whatever they lead to
-        raise InvalidRequest(f"its recipe's {name} can't be built ({plain(error, 200)}).") from error
+        raise InvalidRequest(f"its recipe's {name} can't be used ({plain(error, 200)}).") from error
+    return built
+
+
+def _try(scheduler: Any, steps: int) -> None:
+    import torch
+
+    scheduler.set_timesteps(steps)
+    sample = torch.zeros(1, 4, 8, 8)
+    for timestep in scheduler.timesteps:
+        sample = scheduler.step(torch.zeros_like(sample), timestep, sample).prev_sample
 
 
 def _numbers(value: Any) -> list[float]:

@@ -29,6 +29,7 @@ from modelscope_cartoon.recorded import (
     request_of,
     scheduler_of,
 )
+from modelscope_cartoon.request import parse_request
 
 _MOST_THREADS = 1024
 _LARGEST_BATCH = 16     # that is drawn in full to see whether the batch is why a picture differs
@@ -86,7 +87,8 @@ class _Player:
         recorded = read(file)
         _check(recorded)
         target = _target(self._arguments, file)
-        request, scheduler = request_of(recorded), scheduler_of(recorded)
+        request = request_of(recorded)
+        scheduler = scheduler_of(recorded, parse_request(request).num_inference_steps)
         pipe = self._pipe(recorded)
         pipe.pipeline.scheduler = scheduler
         request = {**request, 'lora': [(pipe.preprocessor.shelf.named(name, scale).path, scale)
@@ -159,7 +161,7 @@ def _threads(count: Any) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    if isinstance(count, int) and 1 <= count <= _MOST_THREADS:
+    if type(count) is int and 1 <= count <= _MOST_THREADS:
         torch.set_num_threads(count)
     try:
         yield

@@ -190,12 +190,12 @@ HOSTILE = {
     'class': (_set('used', 'scheduler', 'class', 'os.system'), 'none of ours'),
     'number': (_set('used', 'scheduler', 'config', 'num_train_timesteps', 10**12), 'no real one has'),
     'order': (_set('used', 'scheduler', 'config', 'trained_betas', [[1e300]]), 'no real one has'),
-    'config': (_set('used', 'scheduler', 'config', 'beta_schedule', 'x'), "can't be built"),
+    'config': (_set('used', 'scheduler', 'config', 'beta_schedule', 'x'), "can't be used"),
     'key': (_set('request', 'output_type', 'pil'), "'output_type'"),
     'many': (_set('request', 'text', ['a'] * 1000), 'text is a list'),
     'seeds': (_set('request', 'seed', [1, 2]), 'seed is a list'),
     'size': (_set('request', 'height', 10**6), 'height is 1000000'),
-    'lora': (_set('request', 'lora', [['../secret.safetensors', 1]]), "no LoRA 'secret.safetensors'"),
+    'lora': (_set('request', 'lora', [['../secret.safetensors', 1]]), "no LoRA 'secret'"),
     'schema': (_set('schema', [1]), 'schema [1]'), 'deep': (_set('request', 'eta', eval('[' * 50 + ']' * 50)), 'deep'),
     'escape': (_set('model', 'id', '\x1b[2J\u202e'), r'\x1b[2J\u202e'),
 }
@@ -215,12 +215,18 @@ def test_a_folder_of_the_recorded_name_is_not_opened(run, drawn, tiny_folder):
     assert run('replay', file)[0] == 2 and run('replay', file, '--model', 'some/body')[0] == 0
 
 
-WRONG = [None, True, -1, 1e308, 'x', [], {}, [[]], {'class': []}, '\ud800', float('nan')]
+@pytest.fixture(scope='module')
+def own_pipe(tiny_folder):
+    return load_pipeline(tiny_folder, device='cpu')
+
+
+WRONG = [None, True, -1, 1e308, '\ud800', [[]], {'class': []}]
 
 
 @pytest.mark.parametrize('value', WRONG, ids=repr)
-def test_wrong_types_anywhere_never_raise(run, drawn, value):
+def test_wrong_types_anywhere_never_raise(run, drawn, own_pipe, monkeypatch, value):
     """Every value of a recipe in turn: what can be drawn is, the rest is one line."""
+    monkeypatch.setattr('modelscope_cartoon.pipeline.load_pipeline', lambda *_, **__: own_pipe)
     recipe = picture_recipe.parse(metadata.read(drawn()).recipe)
     paths = [(part,) for part in recipe] + [(part, key) for part, inner in recipe.items() if isinstance(inner, dict)
                                             for key in inner] + [('used', 'scheduler', 'class')]
@@ -231,6 +237,18 @@ def test_wrong_types_anywhere_never_raise(run, drawn, value):
         for command in ('replay', 'inspect'):
             code, out, err = run(command, 'cat.png')
             assert code in (0, 1, 2) and (out or err) and 'Traceback' not in err, path
+
+
+@pytest.mark.parametrize('scheduler', ['DPM++ 2M Karras', 'LMS'])
+def test_wrong_values_in_a_scheduler_never_raise(run, drawn, own_pipe, monkeypatch, scheduler):
+    monkeypatch.setattr('modelscope_cartoon.pipeline.load_pipeline', lambda *_, **__: own_pipe)
+    original = Path(drawn('--scheduler', scheduler)).read_bytes()
+    for key in picture_recipe.parse(metadata.read('cat.png').recipe)['used']['scheduler']['config']:
+        for value in ('x', -3, [1, 2]):
+            Path('cat.png').write_bytes(original)
+            with_recipe('cat.png', _set('used', 'scheduler', 'config', key, value))
+            code, out, err = run('replay', 'cat.png')
+            assert code in (0, 1, 2) and 'Traceback' not in err, (key, value)
 
 
 def test_a1111s_text_alone_is_not_enough(run):
