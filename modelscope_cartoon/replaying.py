@@ -110,7 +110,9 @@ class _Player:
         if self._loaded[0] != wanted:
             self._loaded = (None, None)     # one model at a time is in memory
             name, *options = wanted
-            self._loaded = (wanted, load_pipeline(name, **dict(options)))
+            pipe = load_pipeline(name, **dict(options))
+            pipe.preprocessor.defaults = {}     # a recipe says all of it, whatever the model's folder says today
+            self._loaded = (wanted, pipe)
         return self._loaded[1]
 
 

@@ -90,6 +90,16 @@ def test_a_scheduler_that_was_put_in_by_hand_is_put_back(run):
     assert run('replay', 'cat.png')[0] == 0
 
 
+def test_what_a_models_folder_wants_today_is_nothing_to_it(run, drawn, tiny_folder, monkeypatch):
+    folder = Path(shutil.copytree(tiny_folder, 'model'))
+    monkeypatch.setattr(mini, 'path', lambda: folder)
+    drawn()
+    own = json.loads(Path('model/configuration.json').read_text())
+    own['preprocessor']['defaults'] = {'clip_skip': 1, 'scheduler': 'Euler'}
+    Path('model/configuration.json').write_text(json.dumps(own))
+    assert run('replay', 'cat.png')[0] == 0
+
+
 def test_the_recorded_threads_are_used_and_the_others_come_back(run, drawn, monkeypatch):
     file, seen = with_recipe(drawn(), lambda recipe: recipe['machine'].update(threads=2)), []
     real = replaying._draw
@@ -239,10 +249,9 @@ def test_wrong_types_anywhere_never_raise(run, drawn, own_pipe, monkeypatch, val
             assert code in (0, 1, 2) and (out or err) and 'Traceback' not in err, path
 
 
-@pytest.mark.parametrize('scheduler', ['DPM++ 2M Karras', 'LMS'])
-def test_wrong_values_in_a_scheduler_never_raise(run, drawn, own_pipe, monkeypatch, scheduler):
+def test_wrong_values_in_a_scheduler_never_raise(run, drawn, own_pipe, monkeypatch):
     monkeypatch.setattr('modelscope_cartoon.pipeline.load_pipeline', lambda *_, **__: own_pipe)
-    original = Path(drawn('--scheduler', scheduler)).read_bytes()
+    original = Path(drawn('--scheduler', 'DPM++ 2M Karras')).read_bytes()
     for key in picture_recipe.parse(metadata.read('cat.png').recipe)['used']['scheduler']['config']:
         for value in ('x', -3, [1, 2]):
             Path('cat.png').write_bytes(original)
