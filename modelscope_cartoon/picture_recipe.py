@@ -24,6 +24,7 @@ import numpy as np
 
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import InvalidRequest
+from modelscope_cartoon.lora_choice import name_of
 from modelscope_cartoon.request import GenerationRequest, Picture
 
 SCHEMA = 1
@@ -42,7 +43,8 @@ def build(request: GenerationRequest, picture: Picture, position: int, drawn: Ma
     prompt = position // request.num_images_per_prompt
     height, width = pixels.shape[:2]
     asked = {'text': request.text[prompt], 'negative_prompt': request.negative_prompt[prompt], 'seed': picture.seed,
-             'height': height, 'width': width, 'lora': request.lora,
+             'height': height, 'width': width,
+             'lora': [(name_of(path), scale) for path, scale in request.lora],     # never where somebody keeps it
              **{name: getattr(request, name) for name in _SHARED}}
     return _plain({
         'schema': SCHEMA, 'made_by': f'modelscope-cartoon {__version__}',

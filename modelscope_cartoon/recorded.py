@@ -27,7 +27,6 @@ from modelscope_cartoon.lora_choice import check_lora
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.schedulers import ROWS
-from modelscope_cartoon.styles import styles
 
 FIELDS = ('text', 'negative_prompt', 'style', 'trigger', 'lora', 'seed', 'height', 'width', 'preset',
           'num_inference_steps', 'guidance_scale', 'guidance_interval', 'guidance_rescale', 'clip_skip', 'eta',
@@ -131,7 +130,7 @@ def request_of(recorded: Recorded) -> dict[str, Any]:
 
 def model_of(recorded: Recorded) -> str:
     """mini's folder, a folder of the hub's cache, or one of the five styles' ids; InvalidRequest asks for --model."""
-    from modelscope_cartoon.hub import cached_snapshot
+    from modelscope_cartoon.hub import cached_snapshot, hub_model
 
     recipe_of(recorded)
     adapter = recorded.of('model', 'adapter')
@@ -148,8 +147,7 @@ def model_of(recorded: Recorded) -> str:
     cached = cached_snapshot(name, revision)
     if cached:
         return str(cached)
-    if any((name, revision) in ((style.model_id, None), (style.model_id, style.model_revision))
-           for style in styles().values()):
+    if revision in (None, hub_model(name)[1]) and hub_model(name)[1]:     # a revision of its own: one of the five
         return name
     raise InvalidRequest(f'it was drawn with {name}{f" {revision}" if revision else ""}, which is not on this machine; '
                          f'where you trust it, --model {name} downloads it.')

@@ -155,10 +155,12 @@ def test_a_lora_is_found_by_name_and_another_file_of_that_name_is_why(run, drawn
         Path(folder).mkdir()
         shutil.copy(made / 'pytorch_lora_weights.safetensors', f'{folder}/anime.safetensors')
     drawn('--lora', tmp_path / 'elsewhere' / 'anime.safetensors', 0.8)
+    assert b'elsewhere' not in Path('cat.png').read_bytes()
     assert run('replay', 'cat.png', '--lora-dir', 'elsewhere')[0] == 0
     code, out, _ = run('replay', 'cat.png')
     assert code == 1 and 'LoRA anime: another file' in out
     shutil.rmtree('loras')
+    with_recipe('cat.png', _set('request', 'lora', [[str(tmp_path / 'elsewhere' / 'anime.safetensors'), 0.8]]))
     code, _, err = run('replay', 'cat.png')     # the path in the recipe is there, and is not opened
     assert code == 2 and "no LoRA 'anime'" in err and err.count('\n') == 1
 
@@ -228,6 +230,31 @@ def test_a_folder_of_the_recorded_name_is_not_opened(run, drawn, tiny_folder):
 @pytest.fixture(scope='module')
 def own_pipe(tiny_folder):
     return load_pipeline(tiny_folder, device='cpu')
+
+
+def test_a_model_of_the_hubs_is_taken_from_this_machine(run, drawn, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('MODELSCOPE_CACHE', str(tmp_path / 'hub'))
+    snapshot = shutil.copytree(tiny_folder, tmp_path / 'hub' / 'models' / 'some--body' / 'snapshots' / 'v1')
+    drawn('--model', snapshot)
+    assert picture_recipe.parse(metadata.read('cat.png').recipe)['model']['id'] == 'some/body'
+    assert run('replay', 'cat.png')[0] == 0
+    with_recipe('cat.png', _set('model', 'revision', 'v2'))
+    code, _, err = run('replay', 'cat.png')
+    assert code == 2 and 'some/body v2, which is not on this machine' in err
+
+
+@pytest.mark.parametrize('name, revision', [('damo/cv_cartoon_stable_diffusion_flat', 'v1.0.0'),
+                                            ('iic/cv_cartoon_stable_diffusion_flat', None)])
+def test_one_of_the_five_is_downloaded_as_draw_would(run, drawn, monkeypatch, tmp_path, name, revision):
+    monkeypatch.setenv('MODELSCOPE_CACHE', str(tmp_path / 'hub'))
+    file = with_recipe(drawn(), _set('model', {'id': name, 'revision': revision, 'weights_hash': None}))
+    asked: list[tuple] = []
+
+    def download(model_id, revision, flaw):
+        asked.append((model_id, revision))
+        return str(mini.path())
+    monkeypatch.setattr('modelscope_cartoon.hub._download', download)
+    assert run('replay', file)[0] == 0 and asked == [(name, 'v1.0.0')]
 
 
 WRONG = [None, True, -1, 1e308, '\ud800', [[]], {'class': []}]
