@@ -81,8 +81,9 @@ def _version(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Lists and dicts of JSON's own kinds alone; what a scheduler's configuration may hold besides becomes text."""
-    return json.loads(json.dumps(value, default=str))
+    """Lists and dicts of JSON's own kinds alone; what a scheduler's configuration may hold besides becomes text, and so
+    does its -Infinity, which strict readers of JSON refuse."""
+    return json.loads(json.dumps(value, default=str), parse_constant=str)
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
     if len(text) > _LARGEST:
         raise InvalidRequest(f'the recipe has {len(text):,} characters; at most {_LARGEST:,} are read.')
     try:
-        recipe = json.loads(text)
+        recipe = json.loads(text, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f'the recipe is no JSON that can be read ({error}).') from error
     schema = recipe.get('schema') if isinstance(recipe, dict) else None

@@ -34,6 +34,7 @@ FIELDS = ('text', 'negative_prompt', 'style', 'trigger', 'lora', 'seed', 'height
 _SHOWN = 2000                    # characters of one value on a terminal
 _DEEPEST = 20                    # of a recipe's nesting; ours have 5 levels
 _LARGEST_NUMBER = 10_000         # in a scheduler's config, where some size a table
+_CONSTANTS = ('Infinity', '-Infinity', 'NaN')     # as a recipe has them, since JSON has no such numbers
 _NAME = re.compile(r'(?!\.+$)[\w.-]{1,200}')
 
 
@@ -167,8 +168,9 @@ def scheduler_of(recorded: Recorded, steps: int) -> Any:
         raise InvalidRequest(f"its recipe names the scheduler '{plain(name, 100)}', which is none of ours: "
                              f'{", ".join(sorted(known))}.')
     scheduler = getattr(diffusers, name)
-    options = {key: value for key, value in config.items() if key in inspect.signature(scheduler).parameters}
-    if any(_LARGEST_NUMBER < abs(number) < math.inf for number in _numbers(options)):     # some defaults are infinite
+    options = {key: float(value) if value in _CONSTANTS else value for key, value in config.items()
+               if key in inspect.signature(scheduler).parameters}
+    if any(_LARGEST_NUMBER < abs(number) < math.inf for number in _numbers(options)):
         raise InvalidRequest(f"its recipe's scheduler has a number beyond {_LARGEST_NUMBER:,}, which no real one has.")
     try:
         built = scheduler.from_config(options)
