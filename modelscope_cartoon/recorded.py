@@ -186,6 +186,7 @@ def _try(scheduler: Any, steps: int) -> None:
     scheduler.set_timesteps(steps)
     sample = torch.zeros(1, 4, 8, 8)
     for timestep in scheduler.timesteps:
+        sample = scheduler.scale_model_input(sample, timestep)
         sample = scheduler.step(torch.zeros_like(sample), timestep, sample).prev_sample
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -82,13 +83,17 @@ def test_a_picture_that_was_drawn_in_a_batch_does_too(run):
     assert run('replay', '0.png', '1.png', '2.png')[0] == 0
 
 
-def test_a_scheduler_that_was_put_in_by_hand_is_put_back(run):
+def test_a_scheduler_that_was_put_in_by_hand_is_put_back(run, monkeypatch):
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    monkeypatch.setattr(logging.getLogger('diffusers'), 'handlers', [listener])
     pipe = load_pipeline(mini.path(), device='cpu')
     pipe.pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(
         pipe.pipeline.scheduler.config, timestep_spacing='trailing')
     Path('cat.png').write_bytes(pipe({'text': 'a cat', 'seed': 1, 'num_inference_steps': 3, 'output_type': 'png'})
                                 ['output_imgs'][0])
-    assert run('replay', 'cat.png')[0] == 0
+    assert run('replay', 'cat.png')[0] == 0 and said == []
 
 
 def test_what_a_models_folder_wants_today_is_nothing_to_it(run, drawn, tiny_folder, monkeypatch):
