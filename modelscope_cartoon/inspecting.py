@@ -8,8 +8,7 @@ from typing import Any
 
 from modelscope_cartoon import a1111
 from modelscope_cartoon.errors import InvalidRequest
-from modelscope_cartoon.recorded import Recorded, document, each, plain, read
-from modelscope_cartoon.request import PIXEL_BUDGET
+from modelscope_cartoon.recorded import Recorded, document, each, flaw_of, plain, read
 
 # what is shown of a recipe, and where in it that is
 _ROWS = (
@@ -35,7 +34,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     """Prints what each file holds; exit code 2 where one is no picture or a damaged one, after the others."""
     def show(file: str) -> tuple[dict[str, Any], int]:
         recorded = read(file)
-        flaw = _flaw(recorded)
+        flaw = flaw_of(recorded)
         if not arguments.json:
             print('\n'.join(_lines(recorded, flaw)), flush=True)
         return {**_entry(recorded), **({'damaged': flaw} if flaw else {})}, InvalidRequest.exit_code if flaw else 0
@@ -43,21 +42,6 @@ def inspect(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(document(entries))
     return code
-
-
-def _flaw(recorded: Recorded) -> str | None:
-    """What is wrong with the pixels: a file that was cut off still has its metadata, which are in front."""
-    from PIL import Image
-
-    width, height = recorded.metadata.size
-    if width * height > PIXEL_BUDGET:
-        return None
-    try:
-        with Image.open(recorded.file) as image:
-            image.load()
-    except Exception as error:     # Pillow raises of all kinds on damaged files
-        return plain(error, 200)
-    return None
 
 
 def channels(recorded: Recorded) -> list[str]:

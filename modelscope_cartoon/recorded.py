@@ -25,7 +25,7 @@ from modelscope_cartoon import a1111, metadata, mini, picture_recipe
 from modelscope_cartoon.errors import CartoonError, InvalidRequest
 from modelscope_cartoon.lora_choice import check_lora
 from modelscope_cartoon.names import refuse_unknown
-from modelscope_cartoon.request import parse_request
+from modelscope_cartoon.request import PIXEL_BUDGET, parse_request
 from modelscope_cartoon.schedulers import ROWS
 
 FIELDS = ('text', 'negative_prompt', 'style', 'trigger', 'lora', 'seed', 'height', 'width', 'preset',
@@ -78,6 +78,21 @@ def read(file: str) -> Recorded:
             return None
     return Recorded(file, found, parsed('recipe', found.recipe, _recipe),
                     parsed('parameters', found.parameters, a1111.parse), tuple(faults))
+
+
+def flaw_of(recorded: Recorded) -> str | None:
+    """What is wrong with the pixels: a file that was cut off still has its metadata, which are in front."""
+    from PIL import Image
+
+    width, height = recorded.metadata.size
+    if width * height > PIXEL_BUDGET:
+        return None
+    try:
+        with Image.open(recorded.file) as image:
+            image.load()
+    except Exception as error:     # Pillow raises of all kinds on damaged files
+        return plain(error, 200)
+    return None
 
 
 def _recipe(text: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from modelscope_cartoon.recorded import (
     Recorded,
     document,
     each,
+    flaw_of,
     model_of,
     plain,
     read,
@@ -121,6 +122,8 @@ def _check(recorded: Recorded) -> None:
         raise InvalidRequest("it holds A1111's parameters alone, which don't say enough to draw it bit by bit; draw "
                              f'one of the same settings: modelscope-cartoon draw -C {recorded.file}')
     recipe_of(recorded)
+    if flaw := flaw_of(recorded):
+        raise InvalidRequest(f'its pixels can\'t be read ({flaw}).')
     noise = recorded.of('machine', 'noise')
     if noise != 'cpu':
         raise InvalidRequest(f'its noise came from the caller ({plain(noise, 40)}), and the file doesn\'t hold it; '

@@ -188,6 +188,13 @@ def test_a_fault_of_one_file_does_not_keep_the_others(run, drawn):
     assert err.count('\n') == 2 and 'missing.png: there is no such file' in err
 
 
+def test_a_picture_that_is_cut_off_is_one_line(run, drawn):
+    for file in ('cat.png', 'cat.jpg'):
+        Path(drawn(file=file)).write_bytes(Path(file).read_bytes()[:-300])
+        code, out, err = run('replay', file)
+        assert code == 2 and out == '' and err.count('\n') == 1 and 'truncated' in err
+
+
 def _set(*keys):
     *path, last, value = keys
 
