@@ -25,7 +25,8 @@ from modelscope_cartoon.styles import styles
 # each a function of the parsed arguments that gives the exit code
 _COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
              'compare': 'comparing.compare', 'publish': 'publishing.publish', 'doctor': 'doctor.report',
-             'inspect': 'inspecting.inspect', 'replay': 'replaying.replay', 'styles': 'cli.list_styles'}
+             'sheet': 'sheeting.sheet', 'inspect': 'inspecting.inspect', 'replay': 'replaying.replay',
+             'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +51,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
+    _add_sheet(commands.add_parser('sheet', help='styles, seeds, settings against each other: one picture, one page'))
     _add_inspect(commands.add_parser('inspect', help="what a picture's file says of how it was drawn"))
     _add_replay(commands.add_parser('replay', help='draw a picture again from its file, and compare'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
@@ -149,6 +151,11 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
 def _add_replay(replay: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.replaying import add_options
     add_options(replay)
+
+
+def _add_sheet(sheet: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.sheeting import add_options
+    add_options(sheet)
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:

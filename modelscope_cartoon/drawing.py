@@ -29,9 +29,9 @@ def draw(arguments: argparse.Namespace) -> int:
     """Draws and saves what the command line asks for; prints each file, or with --json one document at the end."""
     if arguments.config_from_metadata:
         arguments = filled(arguments)
-    loras = _loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
+    loras = read_loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
     prompts = _prompts(arguments)
-    names = _styles(arguments.style)
+    names = read_styles(arguments.style)
     shared = {field: getattr(arguments, field, None) for field in (*_FIELDS, *_RECORDED)} | {'lora': loras}
     requests = [{'text': prompt, 'seed': seed, 'style': style, 'trigger': not arguments.no_trigger, **shared}
                 for style in names for prompt in prompts for seed in arguments.seed]
@@ -68,13 +68,13 @@ def read_prompts(file: str) -> list[str]:
     return prompts
 
 
-def _styles(given: list[str]) -> list[str | None]:
+def read_styles(given: list[str]) -> list[str | None]:
     if 'all' in given:
         return list(styles())
     return [check_style('style', name) for name in given] or [None]
 
 
-def _loras(given: list[list[str]]) -> list[tuple[str, float]]:
+def read_loras(given: list[list[str]]) -> list[tuple[str, float]]:
     """`--lora PATH [SCALE]`, each as the request has it."""
     loras = []
     for path, *scale in given:
@@ -90,9 +90,9 @@ def _loras(given: list[list[str]]) -> list[tuple[str, float]]:
 def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Target) -> Iterator[dict[str, Any]]:
     pipe, loaded = None, None
     for request in requests:
-        model = _model_of(arguments.model, request['style'])
+        model = model_of(arguments.model, request['style'])
         if model != loaded:
-            pipe, loaded = _load(model, arguments), model
+            pipe, loaded = load(model, arguments), model
         started = time.perf_counter()
         try:
             output = pipe({**request, 'output_type': target.format.name})
@@ -114,7 +114,7 @@ def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model
                **({'loras': loras[i] if isinstance(loras[0], list) else loras} if loras else {})}
 
 
-def _model_of(model: str | None, style: str | None) -> str:
+def model_of(model: str | None, style: str | None) -> str:
     if model != FULL:
         return model or mini.NAME
     if style is None:
@@ -125,7 +125,7 @@ def _model_of(model: str | None, style: str | None) -> str:
     return style
 
 
-def _load(model: str, arguments: argparse.Namespace) -> Any:
+def load(model: str, arguments: argparse.Namespace) -> Any:
     import torch
 
     from modelscope_cartoon.pipeline import load_pipeline
