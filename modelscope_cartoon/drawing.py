@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -16,6 +15,7 @@ from modelscope_cartoon.errors import Interrupted, InvalidPrompt, InvalidRequest
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import Format, format_of_suffix
 from modelscope_cartoon.lora_choice import check_style
+from modelscope_cartoon.recorded import document
 from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.styles import styles
 
@@ -43,7 +43,7 @@ def draw(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f'{entry["file"]}  (seed {entry["seed"]}, {entry["seconds"]:.1f} s)', flush=True)
     if arguments.json:
-        print(json.dumps({'pictures': done}, ensure_ascii=False, indent=2))
+        print(document(done))
     return 0
 
 

@@ -112,6 +112,16 @@ def test_what_can_not_be_drawn_is_one_line_unless_it_is_given(draw, settings, wo
     assert draw('-C', 'web.png', *cure)[0] == 0
 
 
+def test_nothing_of_a_hostile_picture_reaches_the_terminal_as_it_is(capsys):
+    evil = 'a\x1b[2J\x9b31m\u202e cat'
+    made = recipe(request={'text': evil, 'negative_prompt': evil, 'num_inference_steps': 2, 'width': 64})
+    Path('cat.png').write_bytes(metadata.write(Image.new('RGB', (64, 64)), 'PNG', made))
+    for arguments in (['-C', 'cat.png'], ['-C', 'cat.png', '--json'],
+                      ['-C', a1111(f'{evil}\nSteps: 2, Sampler: DDIM, Size: 64x64, x{evil}: y, ENSD: {evil}')]):
+        assert main(['draw', '--device', 'cpu', *arguments]) == 0
+        assert all(c.isprintable() or c == '\n' for stream in capsys.readouterr() for c in stream)
+
+
 def test_a_picture_that_says_nothing_is_one_line(draw):
     Image.new('RGB', (64, 64)).save('no.png')
     code, _, err = draw('-C', 'no.png')
