@@ -204,10 +204,15 @@ def list_styles(arguments: argparse.Namespace) -> int:
 def _log_to_stderr() -> None:
     logger = logging.getLogger('modelscope_cartoon')
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStderr()
         handler.setFormatter(logging.Formatter('%(message)s'))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class _ToStderr(logging.StreamHandler):
+    """To what sys.stderr is at that moment, as Python's handler of last resort."""
+    stream = property(lambda self: sys.stderr, lambda self, value: None)
 
 
 class CartoonCommand:
