@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,11 +104,8 @@ def test_many_workers_never_get_the_same_row(ledger, tmp_path):
         while leased := own.lease('w', 2):
             got.extend(texts(leased))
         own.close()
-    threads = [threading.Thread(target=work, args=(str(i),)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, 'abcd'))      # raises what one of them raises
     assert sorted(got, key=int) == list(map(str, range(120)))
 
 
