@@ -37,7 +37,7 @@ setup(
         'openvino': ['openvino>=2026.4'],
         'int8': ['openvino>=2026.4', 'nncf>=3.4'],
         'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard', 'openvino>=2026.4',
-                 'nncf>=3.4'],
+                 'nncf>=3.4', 'sd-parsers>=0.6'],     # another's reader of what we write into pictures
     },
     entry_points={
         'console_scripts': ['modelscope-cartoon = modelscope_cartoon.cli:main'],

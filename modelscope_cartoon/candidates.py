@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modelscope_cartoon import metadata
 from modelscope_cartoon.errors import ModelError
 from modelscope_cartoon.files import write_file
 
@@ -24,6 +25,7 @@ class Candidate:
     evaluations: list[int] = field(default_factory=list)
     latents: list[Any] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
+    recipes: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     fault: str | None = None
 
@@ -55,10 +57,9 @@ def draw_all(candidates: list[Candidate], requests: list[dict[str, Any]], folder
 def _save(candidate: Candidate, folder: Path) -> str:
     from PIL import Image
 
-    from modelscope_cartoon.training.sheet import png
-
     name = re.sub(r'[^\w.=-]+', '-', candidate.name)
-    return str(write_file(folder / f'{name}-{len(candidate.images)}.png', png(Image.fromarray(candidate.images[-1]))))
+    data = metadata.write(Image.fromarray(candidate.images[-1]), 'PNG', candidate.recipes[-1])
+    return str(write_file(folder / f'{name}-{len(candidate.images)}.png', data))
 
 
 def _load(model: str, request: dict[str, Any], **options: Any) -> Any:
@@ -92,3 +93,4 @@ def _draw(pipe: Any, candidate: Candidate, request: dict[str, Any]) -> None:
     candidate.evaluations.append(seen['evaluations'])
     candidate.latents.append(seen['latents'].float().cpu().numpy())
     candidate.images.append(output['output_imgs'][0])
+    candidate.recipes.append(output['recipes'][0])

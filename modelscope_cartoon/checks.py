@@ -23,6 +23,19 @@ def text(key: str, value: Any) -> tuple[str, ...]:
     return tuple(clean(one) for one in many)
 
 
+def prompts(key: str, value: Any) -> tuple[str, ...]:
+    """As given: the recipe keeps them, the preprocessor cleans them."""
+    text(key, value)
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def words(key: str, value: Any) -> str:
+    accepted = 'a few words, at most 100 characters in one line'
+    if not isinstance(value, str) or not value.strip() or len(value) > 100 or not value.isprintable():
+        raise InvalidRequest(f'{key} is {shown(value)}; accepted: {accepted}.')
+    return value.strip()
+
+
 def whole(key: str, value: Any, least: int, most: int) -> int:
     accepted = f'a whole number from {least} to {most}'
     given = _index(key, value, accepted)

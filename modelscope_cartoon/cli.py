@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import CartoonError, Stopped
+from modelscope_cartoon.labels import VISIBLE as LABEL
+from modelscope_cartoon.metadata import KINDS
 from modelscope_cartoon.names import did_you_mean
 from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
@@ -88,7 +90,17 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('--backend', default='auto', help='what runs the networks: auto, compile, openvino, torch, int8')
     draw.add_argument('--memory', default='auto', help='auto, full, low, min')
     draw.add_argument('--output', '-o', metavar='PATH', help='file (.png, .jpg, .webp) or folder; default: ./')
+    _add_metadata(draw)
     draw.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def _add_metadata(draw: argparse.ArgumentParser) -> None:
+    which = draw.add_mutually_exclusive_group()
+    which.add_argument('--metadata', nargs='+', metavar='KIND',
+                       help=f'what the file holds besides its pixels: {", ".join(KINDS)}; default: all of them')
+    which.add_argument('--no-metadata', dest='metadata', action='store_const', const=[],
+                       help='pixels alone: no recipe, no "made by AI" label')
+    draw.add_argument('--label', nargs='?', const=LABEL, metavar='WORDS', help=f'words in the corner ({LABEL})')
 
 
 def _add_publish(publish: argparse.ArgumentParser) -> None:

@@ -144,7 +144,7 @@ def _write_sheet(candidates: Sequence[Candidate], rows: Sequence[dict[str, Any]]
     """A row a candidate that drew everything, a column a request. None where there is none."""
     from PIL import Image
 
-    from modelscope_cartoon.training.sheet import png, row, sheet
+    from modelscope_cartoon.training.sheet import DRAWN, png, row, sheet
 
     strips = []
     for candidate, told in zip(candidates, rows):
@@ -156,7 +156,7 @@ def _write_sheet(candidates: Sequence[Candidate], rows: Sequence[dict[str, Any]]
     if not strips:
         return None
     columns = [f'{request["text"]} ({request["seed"]})' for request in requests]
-    return str(write_file(folder / 'sheet.png', png(sheet(strips, columns))))
+    return str(write_file(folder / 'sheet.png', png(sheet(strips, columns), DRAWN)))
 
 
 def _at_least(image: Any) -> Any:

@@ -20,7 +20,7 @@ from modelscope_cartoon.styles import styles
 
 FULL = 'full'
 _FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'preset', 'num_inference_steps',
-           'guidance_scale', 'guidance_interval', 'cache_interval', 'scheduler')
+           'guidance_scale', 'guidance_interval', 'cache_interval', 'scheduler', 'metadata', 'label')
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -106,7 +106,7 @@ def _save(output: dict[str, Any], request: dict[str, Any], target: Target, model
     for i, (image, seed) in enumerate(zip(output['output_imgs'], output['seeds'])):
         yield {'file': str(write_file(target.next(request, seed), image)), 'model': model, 'style': request['style'],
                'seed': seed, 'seconds': seconds, 'preset': output['preset'],
-               'revised_prompt': prompts if isinstance(prompts, str) else prompts[i],
+               'revised_prompt': prompts if isinstance(prompts, str) else prompts[i], 'recipe': output['recipes'][i],
                **({'loras': loras[i] if isinstance(loras[0], list) else loras} if loras else {})}
 
 

@@ -1,26 +1,30 @@
 """The output formats, one row each: from a float picture to what the caller asked for.
 
 A picture comes as float32 [H, W, 3], RGB, 0..1. BGR, the byte order of OpenCV and so of ModelScope's outputs,
-exists in this file alone.
+exists in this file alone. Files hold the picture's recipe and labels (modelscope_cartoon.metadata).
 """
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from modelscope_cartoon import metadata
 from modelscope_cartoon.names import look_up
+
+Convert = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Format:
+    """convert(picture): what the caller gets. A file's takes `recipe` and `kinds` besides, as metadata.write does."""
     name: str
-    convert: Callable[[np.ndarray], Any]
+    convert: Convert
     suffixes: tuple[str, ...] = ()
+    holds_metadata: bool = False
 
 
 def to_uint8(picture: np.ndarray) -> np.ndarray:
@@ -37,25 +41,25 @@ def _pil(picture: np.ndarray) -> Any:
     return Image.fromarray(to_uint8(picture))
 
 
-def _encoded(kind: str, **options: Any) -> Callable[[np.ndarray], bytes]:
-    def encode(picture: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        _pil(picture).save(buffer, kind, **options)
-        return buffer.getvalue()
+def _file(container: str) -> Convert:
+    def encode(picture: np.ndarray, recipe: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = ()) -> bytes:
+        return metadata.write(_pil(picture), container, recipe, kinds)
     return encode
 
 
-_png = _encoded('PNG')
+def _base64(picture: np.ndarray, recipe: Mapping[str, Any] | None = None, kinds: tuple[str, ...] = ()) -> str:
+    return base64.b64encode(metadata.write(_pil(picture), 'PNG', recipe, kinds)).decode('ascii')
+
 
 ROWS: tuple[Format, ...] = (
     Format('bgr', _bgr),
     Format('rgb', to_uint8),
     Format('pil', _pil),
     Format('np', lambda picture: picture),
-    Format('png', _png, ('.png',)),
-    Format('jpeg', _encoded('JPEG', quality=95, subsampling=0), ('.jpg', '.jpeg')),
-    Format('webp', _encoded('WEBP', quality=95, method=4), ('.webp',)),
-    Format('base64', lambda picture: base64.b64encode(_png(picture)).decode('ascii')),
+    Format('png', _file('PNG'), ('.png',), True),
+    Format('jpeg', _file('JPEG'), ('.jpg', '.jpeg'), True),
+    Format('webp', _file('WEBP'), ('.webp',), True),
+    Format('base64', _base64, (), True),
 )
 
 

@@ -3,6 +3,7 @@ where numbers overflow or memory runs out it falls back once, says so, and still
 """
 from __future__ import annotations
 
+import functools
 import shutil
 import threading
 import traceback
@@ -18,7 +19,7 @@ from modelscope.models.builder import MODELS
 from modelscope.utils.constant import Tasks
 from modelscope.utils.device import create_device
 
-from modelscope_cartoon import backends, weights
+from modelscope_cartoon import backends, cache, weights
 from modelscope_cartoon import memory as memory_modes
 from modelscope_cartoon.configuration import MODEL_TYPE, configuration
 from modelscope_cartoon.errors import InvalidRequest, NonFiniteError, OutOfMemory
@@ -60,6 +61,7 @@ class CartoonStableDiffusion(Model):
     def _load(self, folder: ModelFolder, dtype: torch.dtype | None, mode: str, backend: str) -> None:
         self.dtype = dtype or best_dtype(self.device, weights.parameter_bytes(folder, torch.float32))
         self.memory_mode = memory_modes.choose(mode, self.device, weights.parameter_bytes(folder, self.dtype))
+        self._folder = folder
         chosen = backends.choose(backend, folder, self.device, self.dtype)
         self._backend = chosen(folder, self.device, self.dtype, self.memory_mode)
         try:
@@ -82,6 +84,15 @@ class CartoonStableDiffusion(Model):
         if not isinstance(pipe, DiffusionPipeline):
             raise InvalidRequest(f'pipeline is a {type(pipe).__name__}; accepted: a diffusers pipeline.')
         self._backend.pipe = pipe
+        self._folder = None
+
+    @functools.cached_property
+    def weights_hash(self) -> str | None:
+        """Which weights they are (modelscope_cartoon.cache); None where the whole pipeline was replaced.
+
+        Costs a reading of all weight files at the first picture on a machine; it is remembered from then on.
+        """
+        return cache.weights_hash(self._folder) if self._folder else None
 
     @property
     def default_size(self) -> tuple[int, int]:

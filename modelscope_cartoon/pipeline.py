@@ -9,7 +9,7 @@ from modelscope.pipelines.base import Pipeline
 from modelscope.pipelines.builder import PIPELINES
 from modelscope.utils.constant import Frameworks, Tasks
 
-from modelscope_cartoon import mini
+from modelscope_cartoon import mini, provenance
 from modelscope_cartoon.configuration import DEFAULT_PATH, PIPELINE_TYPE, configuration, preprocessor_options
 from modelscope_cartoon.errors import Interrupted, InvalidRequest
 from modelscope_cartoon.hub import base_folder, local_model
@@ -129,18 +129,23 @@ class CartoonPipeline(Pipeline):
     def _draw(self, jobs: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
         """`jobs` with their images. Interrupted carries the outputs of the pictures that were done before Ctrl-C."""
         images: list[list] = [[None] * len(job['pictures']) for job in jobs]
+        drawn: list[list] = [[None] * len(job['pictures']) for job in jobs]
         batches = list(_batches(jobs, at_once))
         if len(batches) > 1:     # a LoRA that can't be used is an error before the first picture, not after the tenth
             self.model.check_loras({lora for job in jobs for picture in job['pictures'] for lora in picture.loras})
         try:
             for batch in batches:
-                pictures = [jobs[j]['pictures'][i] for j, i in batch]
-                for (j, i), image in zip(batch, self.model.draw(jobs[batch[0][0]]['request'], pictures)):
+                request, pictures = jobs[batch[0][0]]['request'], [jobs[j]['pictures'][i] for j, i in batch]
+                for (j, i), image in zip(batch, self.model.draw(request, pictures)):
                     images[j][i] = image
+                how = provenance.of(self.model, request, pictures[0].loras, len(batch),
+                                    getattr(self.preprocessor, 'adapter', None))
+                for j, i in batch:
+                    drawn[j][i] = how
         except KeyboardInterrupt:
-            done = [_finished(job, row) for job, row in zip(jobs, images)]
+            done = [_finished(*one) for one in zip(jobs, images, drawn)]
             raise Interrupted([self.postprocess(job) for job in done if job['pictures']]) from None
-        return [{**job, 'images': row} for job, row in zip(jobs, images)]
+        return [_finished(*one) for one in zip(jobs, images, drawn)]
 
 
 def _batches(jobs: list[dict[str, Any]], at_once: int) -> Iterator[list[tuple[int, int]]]:
@@ -157,6 +162,8 @@ def _batches(jobs: list[dict[str, Any]], at_once: int) -> Iterator[list[tuple[in
             yield group[start:start + size]
 
 
-def _finished(job: dict[str, Any], images: list) -> dict[str, Any]:
-    done = [i for i, image in enumerate(images) if image is not None]
-    return {**job, 'pictures': tuple(job['pictures'][i] for i in done), 'images': [images[i] for i in done]}
+def _finished(job: dict[str, Any], images: list, drawn: list) -> dict[str, Any]:
+    """`job` with what was drawn of it, and where in the request each picture stands."""
+    done = [i for i, how in enumerate(drawn) if how is not None]
+    return {**job, 'positions': done, **{name: [row[i] for i in done] for name, row in
+                                         (('pictures', job['pictures']), ('images', images), ('drawn', drawn))}}

@@ -80,8 +80,8 @@ class StylePromptPreprocessor(Preprocessor):
         triggers in front."""
         prompt = i // request.num_images_per_prompt
         seed = request.seed[i] if request.seed else None
-        text, tags = take_loras(expand_wildcards(request.text[prompt], seed or 0))
-        negative, misplaced = take_loras(expand_wildcards(request.negative_prompt[prompt], seed or 0))
+        text, tags = take_loras(expand_wildcards(clean(request.text[prompt]), seed or 0))
+        negative, misplaced = take_loras(expand_wildcards(clean(request.negative_prompt[prompt]), seed or 0))
         if misplaced:
             raise InvalidPrompt(f'negative_prompt has the LoRA {misplaced[0][0]!r}; write it into the prompt, with a '
                                 'scale below 0 if less of it is wanted.')

@@ -17,6 +17,7 @@ from modelscope_cartoon.checks import SEED_LIMIT
 from modelscope_cartoon.errors import InvalidPrompt, InvalidRequest, UnknownOption
 from modelscope_cartoon.formats import get_format
 from modelscope_cartoon.lora_choice import LoraChoice, check_lora, check_style
+from modelscope_cartoon.metadata import KINDS, check_kinds
 from modelscope_cartoon.names import refuse_unknown
 from modelscope_cartoon.presets import EXACT, get_preset
 from modelscope_cartoon.schedulers import get_row
@@ -33,6 +34,7 @@ class GenerationRequest:
     style: a name, or a mix such as 'flat:0.6+watercolor:0.4'. lora: (path or name, scale) of each.
     preset: its fields stand where none is given. guidance_interval: guidance is on where start <= step / steps < stop.
     cache_interval: every n-th UNet call is whole, the others reuse its deep features (modelscope_cartoon.deepcache).
+    metadata: what a file (output_type png, jpeg, webp, base64) holds besides its pixels. label: words in its corner.
     """
     text: tuple[str, ...]
     negative_prompt: tuple[str, ...]
@@ -55,6 +57,8 @@ class GenerationRequest:
     generator: Any = None
     latents: Any = None
     output_type: str = 'bgr'
+    metadata: tuple[str, ...] = KINDS
+    label: str | None = None
     callback_on_step_end: Callable | None = None
 
     @property
@@ -196,8 +200,8 @@ def _with_callback(given: dict[str, Any]) -> dict[str, Any]:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    'text': checks.text,
-    'negative_prompt': checks.text,
+    'text': checks.prompts,
+    'negative_prompt': checks.prompts,
     'style': check_style,
     'lora': check_lora,
     'trigger': checks.truth,
@@ -217,6 +221,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     'generator': lambda key, value: value,
     'latents': lambda key, value: value,
     'output_type': lambda key, value: get_format(value).name,
+    'metadata': check_kinds,
+    'label': checks.words,
     'callback_on_step_end': checks.function,
 }
 FIELD_NAMES: tuple[str, ...] = (*_CHECKS, 'callback', 'callback_steps')

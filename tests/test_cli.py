@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from modelscope_cartoon import metadata
 from modelscope_cartoon.cli import main
 
 QUICK = ['--steps', '2', '--device', 'cpu']
@@ -34,7 +35,8 @@ def test_a_picture_is_drawn_into_the_named_file(draw):
     assert Image.open('deep/down/cat.png').size == (64, 64)
 
 
-def test_the_same_seed_gives_the_same_file_and_another_another(draw):
+def test_the_same_seed_gives_the_same_file_and_another_another(draw, monkeypatch):
+    monkeypatch.setenv('SOURCE_DATE_EPOCH', '1700000000')     # the recipe has the date in it
     for name, seed in (('a', 1), ('b', 1), ('c', 2)):
         draw('a cat', '--seed', seed, '-o', f'{name}.png')
     assert Path('a.png').read_bytes() == Path('b.png').read_bytes() != Path('c.png').read_bytes()
@@ -182,3 +184,13 @@ def test_a_mistyped_option_is_one_line_and_exit_code_2(capsys, arguments, words)
         main(arguments)
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.count('\n') == 1 and words in err
+
+
+def test_metadata_can_be_left_out_and_a_label_written(draw):
+    draw('a cat', '--seed', 1, '-o', 'all.png')
+    draw('a cat', '--seed', 1, '--no-metadata', '-o', 'none.png')
+    draw('a cat', '--seed', 1, '--metadata', 'aigc', 'iptc', '--label', '-o', 'labels.webp')
+    whole, bare, labels = (metadata.read(name) for name in ('all.png', 'none.png', 'labels.webp'))
+    assert whole.recipe and whole.parameters and whole.aigc and whole.source_type
+    assert not (bare.recipe or bare.parameters or bare.aigc or bare.source_type)
+    assert labels.aigc and labels.source_type and not (labels.recipe or labels.parameters)

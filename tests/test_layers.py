@@ -9,10 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'modelscope_cartoon'
 CATALOGUE = {'errors', 'log', 'names', 'checks', 'request', 'prompt', 'styles', 'schedulers', 'formats', 'folder',
-             'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets'}
+             'files', 'configuration', 'mini', 'lora_choice', 'cache', 'presets', 'a1111', 'labels', 'metadata',
+             'picture_recipe'}
 ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding', 'weights', 'precision', 'memory',
           'lora', 'lora_file', 'backends', 'guidance', 'deepcache', 'reading', 'prepared', 'resting', 'eight_bits',
-          'sharing'}
+          'sharing', 'provenance', 'corner_label', 'lettering'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
 FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates',
           'batching', 'batch'}

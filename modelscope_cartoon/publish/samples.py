@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from modelscope_cartoon import metadata
 from modelscope_cartoon.errors import PublishError
 from modelscope_cartoon.files import write_file
-from modelscope_cartoon.formats import get_format
 from modelscope_cartoon.pipeline import CartoonPipeline, load_pipeline
 from modelscope_cartoon.publish.card import Card, Sample
 
@@ -39,11 +39,11 @@ def _requests(card: Card) -> list[Mapping[str, Any]]:
 
 
 def _draw(pipe: CartoonPipeline, folder: Path, number: int, request: Mapping[str, Any]) -> Sample:
-    output = pipe({**request, 'seed': SEED, 'num_inference_steps': STEPS, 'output_type': 'np'})
-    picture: np.ndarray = output['output_imgs'][0]
-    if picture.std() == 0:
+    output = pipe({**request, 'seed': SEED, 'num_inference_steps': STEPS, 'output_type': 'pil'})
+    [picture], [recipe] = output['output_imgs'], output['recipes']
+    if np.asarray(picture).std() == 0:
         raise PublishError(f'the model drew one even colour for {request["text"]!r}; its weights are broken, and '
                            'nothing was sent.')
     name = f'{FOLDER}/{number}.png'
-    write_file(folder / name, get_format('png').convert(picture))
+    write_file(folder / name, metadata.write(picture, 'PNG', recipe))
     return Sample(name, output['revised_prompt'], SEED)

@@ -1,7 +1,6 @@
 """Pictures about the training: samples as rows of one sheet over time, and the loss as a curve."""
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +8,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from modelscope_cartoon import metadata
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.request import Picture, parse_request
 from modelscope_cartoon.sampling import sample
 from modelscope_cartoon.training.base import Base
 from modelscope_cartoon.training.prior import drawing
 
+DRAWN = ('iptc',)      # AIGC's label has a number that would be another each time
 _SEED, _AT_ONCE, _CELL, _LABEL = 7, 4, 256, 16
 _INK, _PALE, _SECOND = '#1f2933', '#d5dce3', '#d9822b'
 
@@ -33,13 +34,13 @@ class Samples:
             request = parse_request(some, seed=seeds, **drawing(self.base))
             images.extend(sample(self.base.pipe, request, [Picture(p, '', s) for p, s in zip(some, seeds)]))
         cells = [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
-        write_file(self.folder / f'step-{step:06}.png', png(row(cells)))
+        write_file(self.folder / f'step-{step:06}.png', png(row(cells), DRAWN))
         self.write_sheet()
 
     def write_sheet(self) -> None:
         paths = sorted(self.folder.glob('step-*.png'))
         rows = [(path.stem.replace('-', ' ').replace(' 0', ' ').lstrip(), Image.open(path)) for path in paths]
-        write_file(self.folder / 'sheet.png', png(sheet(rows, self.prompts)))
+        write_file(self.folder / 'sheet.png', png(sheet(rows, self.prompts), DRAWN))
 
 
 def default_prompts(captions: Sequence[str], without_trigger: Sequence[str]) -> list[str]:
@@ -111,7 +112,6 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full(width - 1, means[0]), means])
 
 
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, 'PNG')
-    return buffer.getvalue()
+def png(image: Image.Image, kinds: tuple[str, ...] = ()) -> bytes:
+    """kinds: the labels of a picture that a model drew; a curve has none."""
+    return metadata.write(image, 'PNG', kinds=kinds)
