@@ -44,6 +44,9 @@ def add_options(batch: argparse.ArgumentParser) -> None:
     batch.add_argument('--workers', type=int, metavar='N',
                        help='N processes draw, each with a model of its own; default: this one, or one for each of '
                             'several GPUs')
+    batch.add_argument('--ray', nargs='?', const='', metavar='ADDRESS',
+                       help='the machines of a Ray cluster draw: auto, HOST:PORT, local; default: the one that runs '
+                            'here, or one started here')
     batch.add_argument('--batch-size', type=int, default=4, metavar='N', help='pictures drawn together (4)')
     batch.add_argument('--tries', type=int, default=3, metavar='N', help='how often a row may go wrong (3)')
     batch.add_argument('--format', default='png', metavar='NAME', help=', '.join(_FORMATS))
@@ -86,6 +89,9 @@ def _checked(arguments: argparse.Namespace) -> Format:
     for name in ('batch_size', 'tries', 'workers'):
         if (number := getattr(arguments, name)) is not None and not 1 <= number <= 1000:
             raise InvalidRequest(f'--{name.replace("_", "-")} is {number}; accepted: a whole number from 1 to 1000.')
+    if arguments.ray is not None:
+        from modelscope_cartoon.batch import cluster
+        cluster.check(arguments.ray, arguments.device)
     return look_up('format', arguments.format, _FORMATS)
 
 
@@ -168,6 +174,9 @@ def _crew(arguments: argparse.Namespace, form: Format) -> Crew:
     options = {'device': arguments.device, 'dtype': arguments.dtype, 'memory': arguments.memory,
                'backend': arguments.backend, 'lora_dir': arguments.lora_dir}
     artist = Artist(arguments.model or mini.NAME, arguments.batch_size, form.name, **options)
+    if arguments.ray is not None:
+        from modelscope_cartoon.batch.actors import Actors
+        return Actors(artist, arguments.ray, arguments.workers)
     if arguments.workers:
         return Processes(artist, arguments.workers)
     import torch
