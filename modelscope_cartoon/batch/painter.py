@@ -17,7 +17,7 @@ class Painter:
     """folder: where the driver works, for the relative paths of rows, if it is there."""
 
     def __init__(self, artist: Artist, folder: str):
-        self._artist, self._notes = artist, _Notes()
+        self._artist, self._notes, self._fault = artist, _Notes(), None
         logger.addHandler(self._notes)
         with contextlib.suppress(OSError):
             os.chdir(folder)
@@ -33,14 +33,17 @@ class Painter:
         return None
 
     def load(self, request: dict[str, Any]) -> CartoonError | None:
+        self._fault = None
         try:
             self._artist.load(request)
         except CartoonError as error:
-            return error
-        return None
+            self._fault = error
+        return self._fault
 
     def draw(self, requests: list[dict[str, Any]]) -> tuple[list[Outcome], list[str]]:
-        """The outcomes, and what was said meanwhile."""
+        """The outcomes, and what was said meanwhile. Called with load, before that is answered: no time is lost."""
+        if self._fault:
+            return [], []
         return self._artist.draw(requests), self._notes.taken()
 
 
