@@ -15,7 +15,7 @@ from modelscope_cartoon.errors import ModelError
 
 class Stub(Artist):
     """Writes into a file who begins and ends what; a text of 'die' kills its process. lame: the nodes that can't load.
-    together: nobody ends its first before so many nodes have begun one."""
+    together: nobody ends its first before so many nodes have written something."""
 
     def __init__(self, log: Path, lame: Sequence[str] = (), together: int = 1):
         super().__init__('mini', 2, 'png')
@@ -23,6 +23,7 @@ class Stub(Artist):
 
     def load(self, request: dict[str, Any]) -> None:
         if _node() in self.lame:
+            self.note('refuses', request['text'])
             raise ModelError('the weights are broken.')
 
     def draw(self, requests: Sequence[dict[str, Any]]) -> list[Outcome]:
@@ -48,7 +49,7 @@ def _node() -> str:
 
 
 def lines(log: Path) -> list[tuple[str, str, str]]:
-    """(node, 'begins' or 'ends', text)"""
+    """(node, 'begins', 'ends' or 'refuses', text)"""
     if not log.exists():
         return []
     return [tuple(line.split(' ')) for line in log.read_text().splitlines() if line.count(' ') == 2]

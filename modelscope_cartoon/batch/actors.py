@@ -132,17 +132,11 @@ class Actors:
         return death if hand.stage in (_LOADING, _DRAWING) else None
 
     def _look_around(self) -> None:
-        """An actor for each place that has none; those of machines that are gone are forgotten."""
+        """An actor for each place that has none. (One whose machine is gone is found out when it is sent something.)"""
         if time.monotonic() - self._looked < _LOOK:
             return
         self._looked = time.monotonic()
-        nodes = self._ray.nodes()
-        there = {node['NodeID'] for node in nodes if node['Alive']}
-        for hand in list(self._hands.values()):
-            if hand.place.node not in there and hand.stage in (_STARTING, _IDLE):
-                self._say_gone(hand.place)
-                self._dismiss(hand)
-        for place in places(nodes, self._artist.options.get('device'), self._workers):
+        for place in places(self._ray.nodes(), self._artist.options.get('device'), self._workers):
             if place.name not in self._hands and place.node not in self._left_out:
                 self._start(place)
         if self._left_out and not self._hands:
