@@ -87,7 +87,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument('--pictures', type=int, help='about so many are drawn (700; with --quick 120)')
     parser.add_argument('--quick', action='store_true', help='fewer pictures, a smaller gallery, hastier classifiers')
     parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--guidance', type=float, default=5.0)
+    parser.add_argument('--guidance', type=float, help="default: the model's own")
     return parser.parse_args()
 
 
@@ -105,7 +105,8 @@ def main() -> None:
     if args.reference:
         short_form = short.write_reference(args.reference, judge, pipe, model)
         say(f'short form: {short_form["measured"]}')
-    result = {'model': model, 'steps': args.steps, 'guidance': args.guidance, 'pictures': len(asks),
+    guidance = args.guidance or pipe.preprocessor.defaults.get('guidance_scale')
+    result = {'model': model, 'steps': args.steps, 'guidance': guidance, 'pictures': len(asks),
               'quick': args.quick, **evaluate(args, asks, pictures, judge)}
     write_json(args.out, result)
     text = report.markdown(result)

@@ -19,6 +19,7 @@ from modelscope_cartoon.publish.kinds import public_recipe
 
 WEIGHTS = 'pytorch_lora_weights.safetensors'
 FOLDER = 'loras'
+GUIDANCE = 3.0      # a small model is pulled out of its style by Stable Diffusion's usual 7.5 (README.md)
 
 
 def copy_in_half(source: Path, target: Path) -> None:
@@ -42,7 +43,8 @@ def add_styles(styles: Path, model: Path) -> None:
     path = aside / 'configuration.json'
     configuration = json.loads(path.read_text())
     configuration['preprocessor'] = {'type': 'cartoon-style-prompt',
-                                     'loras': {look: f'{FOLDER}/{look}' for look in LOOKS}}
+                                     'loras': {look: f'{FOLDER}/{look}' for look in LOOKS},
+                                     'defaults': {'guidance_scale': GUIDANCE}}
     path.write_text(json.dumps(configuration, indent=2) + '\n')
     write_manifest(aside)
     shutil.rmtree(model)

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument('--model', default='mini')
     parser.add_argument('--to', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--guidance', type=float, default=5.0)
+    parser.add_argument('--guidance', type=float, help="default: the model's own")
     parser.add_argument('--seed', type=int, default=7)
     parser.add_argument('--prompts', nargs='+', default=PROMPTS)
     args = parser.parse_args()

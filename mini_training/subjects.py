@@ -55,11 +55,6 @@ AGES = {
 TONE_SUFFIX = {'': '', 'light': '-light', 'medium': '-medium', 'dark': '-dark'}
 
 
-# Plain fills and sharp borders are learnt last; where they are smeared, flat is taken for watercolor.
-WEIGHT_OF_LOOK = {'design': 1.0, 'watercolor': 1.0, 'illustration': 1.0, 'clipart': 1.5, 'flat': 2.0}
-
-
 def weight_of(row: Row) -> float:
     """How often a picture is trained on: a word's main hand more than the other, so that it keeps one shape."""
-    main = row['kind'] == 'portrait' or row['set'] == ICON_SETS[row['look']][0]
-    return WEIGHT_OF_LOOK[row['look']] * (1.0 if main else 0.3)
+    return 1.0 if row['kind'] == 'portrait' or row['set'] == ICON_SETS[row['look']][0] else 0.3

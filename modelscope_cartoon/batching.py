@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from modelscope_cartoon import mini
+from modelscope_cartoon.batch import cluster
+from modelscope_cartoon.batch.actors import Actors
 from modelscope_cartoon.batch.artist import Artist
 from modelscope_cartoon.batch.crews import Alone, Processes
 from modelscope_cartoon.batch.driver import Crew, Heartbeat, draw_all, reclaim
@@ -25,12 +28,14 @@ from modelscope_cartoon.batch.presence import Presence
 from modelscope_cartoon.batch.progress import Progress
 from modelscope_cartoon.batch.queueing import belonging, missing, queue
 from modelscope_cartoon.batch.sources import rows
-from modelscope_cartoon.batch.status import failures, summary, told
+from modelscope_cartoon.batch.status import failures, rows_of, summary, told
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, Stopped
 from modelscope_cartoon.formats import ROWS, Format
 from modelscope_cartoon.names import did_you_mean, look_up
+from modelscope_cartoon.request import parse_request
 
 _FORMATS = {row.name: row for row in ROWS if row.suffixes}
+_NOTED = ('batch_size', 'dtype', 'backend', 'lora_dir', 'metadata', 'label')
 _FIRM = ('model', 'format')      # with another of these the pictures in the folder would be others
 
 
@@ -77,8 +82,6 @@ def batch(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise Stopped(f'interrupted; {told(ledger.counts())}; the same command goes on from there.') from None
     finally:
-        with contextlib.suppress(CartoonError), ledger.transaction():     # a full disk has been said already
-            ledger.take_back([presence.token])
         presence.leave()
         ledger.close()
 
@@ -90,9 +93,15 @@ def _checked(arguments: argparse.Namespace) -> Format:
         if (number := getattr(arguments, name)) is not None and not 1 <= number <= 1000:
             raise InvalidRequest(f'--{name.replace("_", "-")} is {number}; accepted: a whole number from 1 to 1000.')
     if arguments.ray is not None:
-        from modelscope_cartoon.batch import cluster
         cluster.check(arguments.ray, arguments.device)
-    return look_up('format', arguments.format, _FORMATS)
+    form = look_up('format', arguments.format, _FORMATS)
+    parse_request({'text': '', **_shared(arguments, form)})
+    return form
+
+
+def _shared(arguments: argparse.Namespace, form: Format) -> dict[str, Any]:
+    """What every row has that doesn't say it itself."""
+    return {'output_type': form.name, 'metadata': arguments.metadata, 'label': arguments.label}
 
 
 def _jobs(path: Path, model: str) -> Iterator[Job]:
@@ -123,8 +132,7 @@ def _say_tags(new: set[str]) -> None:
 def _check_belonging(ledger: Ledger, arguments: argparse.Namespace, form: Format) -> None:
     model = arguments.model or mini.NAME
     settings = {'model': str(Path(model).resolve()) if Path(model).is_dir() else model, 'format': form.name,
-                'batch_size': arguments.batch_size, 'dtype': arguments.dtype, 'backend': arguments.backend,
-                'lora_dir': arguments.lora_dir, 'jobs': str(Path(arguments.jobs).resolve())}
+                'jobs': str(Path(arguments.jobs).resolve()), **{key: getattr(arguments, key) for key in _NOTED}}
     with ledger.transaction():
         changed = belonging(ledger, settings, _FIRM)
     for key in set(changed) & set(_FIRM):
@@ -139,7 +147,7 @@ def _fill(ledger: Ledger, presence: Presence, jobs: Iterator[Job], arguments: ar
     """Rows into the ledger; what a killed command had leased, and what is gone from the folder, is queued again."""
     queued = queue(ledger, jobs)
     if queued.forgotten:
-        print(f'{queued.forgotten:,} rows that were not drawn are no longer in {arguments.jobs}, and are forgotten.',
+        print(f'not drawn, no longer in {arguments.jobs}, and so forgotten: {rows_of(queued.forgotten)}',
               file=sys.stderr)
     reclaim(ledger, presence)
     lost = 0
@@ -149,33 +157,34 @@ def _fill(ledger: Ledger, presence: Presence, jobs: Iterator[Job], arguments: ar
         with ledger.transaction():
             ledger.queue_again(job_id for job_id, _ in some)
     if lost:
-        print(f'{lost:,} rows were drawn, but a file of theirs is gone; they are drawn again.', file=sys.stderr)
+        print(f'drawn again, because a file is gone: {rows_of(lost)}', file=sys.stderr)
     if arguments.retry_failed:
         with ledger.transaction():
             again = ledger.retry_failed()
-        print(f'{again:,} rows that failed are queued again.', file=sys.stderr)
+        print(f'failed, and queued again: {rows_of(again)}', file=sys.stderr)
 
 
 def _draw(ledger: Ledger, presence: Presence, form: Format, arguments: argparse.Namespace) -> None:
     if not ledger.counts()['queued'] + ledger.counts()['leased']:
         return
     keeper = Keeper(ledger, Path(arguments.output), presence.folder, form.suffixes[0], arguments.tries)
-    crew, progress = _crew(arguments, form), Progress(ledger)
+    workers, progress = crew(arguments, form), Progress(ledger)
     try:
         with Heartbeat(ledger):
-            draw_all(ledger, keeper, crew, presence, arguments.batch_size, progress)
+            draw_all(ledger, keeper, workers, presence, arguments.batch_size, progress)
     finally:
-        crew.close()
+        workers.close()
+        with contextlib.suppress(CartoonError), ledger.transaction():     # a full disk has been said already
+            ledger.take_back([presence.token])
         keeper.close()
         progress.close()
 
 
-def _crew(arguments: argparse.Namespace, form: Format) -> Crew:
+def crew(arguments: argparse.Namespace, form: Format) -> Crew:
     options = {'device': arguments.device, 'dtype': arguments.dtype, 'memory': arguments.memory,
                'backend': arguments.backend, 'lora_dir': arguments.lora_dir}
-    artist = Artist(arguments.model or mini.NAME, arguments.batch_size, form.name, **options)
+    artist = Artist(arguments.model or mini.NAME, arguments.batch_size, _shared(arguments, form), **options)
     if arguments.ray is not None:
-        from modelscope_cartoon.batch.actors import Actors
         return Actors(artist, arguments.ray, arguments.workers)
     if arguments.workers:
         return Processes(artist, arguments.workers)

@@ -141,6 +141,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 def _add_batch(batch: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.batching import add_options
     add_options(batch)
+    _add_metadata(batch)
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from modelscope_cartoon.styles import get_style, styles
 
 Translator = Callable[[str], str]
 WORDS = 'words.txt'
+DEFAULTS = ('height', 'width', 'num_inference_steps', 'guidance_scale', 'guidance_rescale', 'clip_skip', 'scheduler')
 _HOST_OPTIONS = ('model_dir', 'mode', 'trust_remote_code', 'type')
 
 
@@ -30,25 +31,28 @@ class StylePromptPreprocessor(Preprocessor):
     """Validates, fills in the style's trigger, expands wildcards, finds LoRAs.
 
     style: the one style that the model draws; None where it draws any. triggers: the model's own words for styles
-    (a dict by style name) where they aren't the hub's. trigger: words put in front where no style is named. loras: the
-    model's own LoRAs, folders in model_dir by name; one named like a style draws that style. adapter: a LoRA that is
-    always on. lora_dir: a folder of LoRA files to name in prompts; ./loras where there is one. translator: called
-    with a prompt that isn't English, returns English; without one, the entry-point group
-    `modelscope_cartoon.translators` is asked. A model folder with a words.txt (one word a line) was taught those words
-    only, and prompts are held against it.
+    (a dict by style name) where they aren't the hub's. trigger: words put in front where no style is named. loras:
+    the model's own LoRAs, folders in model_dir by name; one named like a style draws that style. adapter: a LoRA
+    that is always on. defaults: what the model draws best with, fields of a request such as guidance_scale.
+    lora_dir: a folder of LoRA files to name in prompts; ./loras where there is one. translator: called with a
+    prompt that isn't English, returns English; without one, the entry-point group `modelscope_cartoon.translators`
+    is asked. A model folder with a words.txt (one word a line) was taught those words only, and prompts are held
+    against it.
     """
 
     def __init__(self, model_dir: str | None = None, style: str | None = None,
                  triggers: Mapping[str, str] | None = None, translator: Translator | None = None,
                  trigger: str | None = None, loras: Mapping[str, str] | None = None, adapter: str | None = None,
-                 lora_dir: str | None = None, mode: str = 'inference', **options: Any):
+                 lora_dir: str | None = None, defaults: Mapping[str, Any] | None = None, mode: str = 'inference',
+                 **options: Any):
         super().__init__(mode)
         refuse_unknown('preprocessor option', [k for k in options if k not in _HOST_OPTIONS],
-                       ('style', 'triggers', 'translator', 'trigger', 'loras', 'adapter', 'lora_dir'))
+                       ('style', 'triggers', 'translator', 'trigger', 'loras', 'adapter', 'lora_dir', 'defaults'))
         if trigger is not None and not isinstance(trigger, str):
             raise BadConfiguration(f'trigger is {trigger!r}; accepted: words.')
         self.style = get_style(style).name if style is not None else None
         self.trigger = trigger
+        self.defaults = _checked_defaults(defaults)
         self.shelf = LoraShelf(lora_folders(model_dir or '', loras), lora_dir)
         self.adapter = adapter
         self.triggers = self._triggers(triggers)
@@ -67,7 +71,7 @@ class StylePromptPreprocessor(Preprocessor):
 
     def __call__(self, data: Any, **overrides: Any) -> dict[str, Any]:
         """A prompt, a list of prompts or a dict -> {'request': GenerationRequest, 'pictures': tuple[Picture, ...]}."""
-        request = parse_request(data, **overrides)
+        request = parse_request(data, self.defaults, **overrides)
         weights = self._styles_of(request)
         triggers = self._triggers_of(request, weights)
         loras = self._loras_of(request, weights)
@@ -141,6 +145,19 @@ class StylePromptPreprocessor(Preprocessor):
             logger.warning('this small model was not taught: %s. The picture is drawn without them; the words that '
                            'it knows are in %s, the full-size models know far more.',
                            ', '.join(list(unknown)[:10]), self._words)
+
+
+def _checked_defaults(given: Any) -> Mapping[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise BadConfiguration(f'defaults is {given!r}; accepted: an object of fields such as guidance_scale.')
+    try:
+        refuse_unknown('default', given, DEFAULTS)
+        parse_request('', given)
+    except InvalidRequest as error:
+        raise BadConfiguration(f"the model's own defaults can't be used: {error}") from error
+    return dict(given)
 
 
 def _known_words(path: Path, triggers: list[str]) -> frozenset[str]:

@@ -86,8 +86,11 @@ class Picture(NamedTuple):
     loras: tuple[LoraChoice, ...] = ()
 
 
-def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
-    """A checked request from a prompt, a list of prompts or a dict; InvalidRequest says what can't be drawn."""
+def parse_request(data: Any, defaults: Mapping[str, Any] | None = None, **overrides: Any) -> GenerationRequest:
+    """A checked request from a prompt, a list of prompts or a dict; InvalidRequest says what can't be drawn.
+
+    defaults: the model's own; a preset's fields, and what is given, stand over them.
+    """
     given = {**_as_dict(data), **overrides}
     for wrong, right in RENAMED.items():
         if wrong in given:
@@ -95,7 +98,7 @@ def parse_request(data: Any, **overrides: Any) -> GenerationRequest:
     refuse_unknown('key', given, FIELD_NAMES)
     given = {key: value for key, value in given.items() if value is not None or key == 'text'}
     given = _with_callback(given)
-    given = {**get_preset(given.get('preset', EXACT)).fields, **given}
+    given = {**(defaults or {}), **get_preset(given.get('preset', EXACT)).fields, **given}
     values = {key: check(key, given[key]) for key, check in _CHECKS.items() if key in given}
     return _assemble(values)
 

@@ -18,7 +18,7 @@ class Stub(Artist):
     together: nobody ends its first before so many nodes have written something."""
 
     def __init__(self, log: Path, lame: Sequence[str] = (), together: int = 1):
-        super().__init__('mini', 2, 'png')
+        super().__init__('mini', 2, {})
         self.log, self.lame, self.together = log, lame, together
 
     def load(self, request: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Stub(Artist):
             os.kill(os.getpid(), signal.SIGKILL)
         for request in requests:
             self.note('ends', request['text'])
-        return [Drawn([f'{request["text"]} {request["seed"]}'.encode()], [None], 0.1) for request in requests]
+        return [Drawn([f'{request["text"]} {request["seed"]}'.encode()], [{}], 0.1) for request in requests]
 
     def note(self, verb: str, text: str) -> None:
         with self.log.open('a') as file:

@@ -83,3 +83,19 @@ def test_unknown_options_and_bad_triggers_are_refused():
 @pytest.mark.parametrize('name', styles())
 def test_every_style_can_be_asked_for_by_its_name_in_any_case(name):
     assert prompts(StylePromptPreprocessor(), 'a cat', style=name.upper())[0].startswith(styles()[name].trigger)
+
+
+def test_a_models_own_defaults_stand_below_a_preset_and_what_is_given():
+    own = StylePromptPreprocessor(defaults={'guidance_scale': 3, 'num_inference_steps': 40})
+    settings = [own(*given)['request'] for given in ([{'text': 'a cat'}], [{'text': 'a cat', 'preset': 'fast'}],
+                                                     [{'text': 'a cat', 'guidance_scale': 5}])]
+    assert [(one.guidance_scale, one.num_inference_steps) for one in settings] == [(3, 40), (3, 20), (5, 40)]
+    assert own('a cat', guidance_scale=None)['request'].guidance_scale == 3
+    assert StylePromptPreprocessor()('a cat')['request'].guidance_scale == 7.5
+
+
+@pytest.mark.parametrize('defaults, words', [(['x'], 'an object of fields'), ({'seed': 1}, "unknown default 'seed'"),
+                                             ({'guidance_scale': 'x'}, 'guidance_scale is .*accepted: a number')])
+def test_defaults_that_can_not_be_used_are_a_fault_of_the_configuration(defaults, words):
+    with pytest.raises(BadConfiguration, match=words):
+        StylePromptPreprocessor(defaults=defaults)

@@ -42,10 +42,10 @@ def through(vae: Any, pictures: Pictures) -> Pictures:
     return np.concatenate(done)
 
 
-def draw(pipe: Any, asks: Sequence[Ask], steps: int, guidance: float) -> Pictures:
-    """Through the package's own pipeline, a style at a time."""
+def draw(pipe: Any, asks: Sequence[Ask], steps: int, guidance: float | None) -> Pictures:
+    """Through the package's own pipeline, a style at a time. guidance None: the model's own."""
     order = sorted(range(len(asks)), key=lambda i: (str(asks[i].style), not asks[i].trigger))
-    settings = {'num_inference_steps': steps, 'guidance_scale': guidance, 'output_type': 'rgb'}
+    settings = {'num_inference_steps': steps, 'output_type': 'rgb'} | ({'guidance_scale': guidance} if guidance else {})
     pictures: list[Any] = [None] * len(asks)
     started = time.perf_counter()
     for start in range(0, len(order), 40):

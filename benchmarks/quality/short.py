@@ -19,7 +19,7 @@ TEN = {'an apple': 'a green', 'a hamburger': 'a blue', 'a sunflower': 'a purple'
        'a fox': 'a pink', 'a rocket': 'a gray', 'a house': 'an orange', 'a star': 'a blue', 'a heart': 'a white',
        'a panda': 'a red'}
 LOOK, OTHER_LOOK = 'flat', 'illustration'
-SETTINGS = {'num_inference_steps': 20, 'guidance_scale': 5.0, 'output_type': 'rgb'}
+SETTINGS = {'num_inference_steps': 20, 'output_type': 'rgb'}
 CELLS = 8
 # What a floor lies below the measured value: shares by so many pictures' worth, distances by half.
 MARGINS: dict[str, Callable[[float], float]] = {

@@ -14,7 +14,7 @@ from modelscope_cartoon.errors import CartoonError
 class Drawn(NamedTuple):
     """images: encoded, one a picture of the request; recipes in the same order; seconds: its share of the batch's."""
     images: list[bytes]
-    recipes: list[dict[str, Any] | None]
+    recipes: list[dict[str, Any]]
     seconds: float
 
 
@@ -27,13 +27,18 @@ class Refused(NamedTuple):
 Outcome = Drawn | Refused
 
 
+class DeviceLost(CartoonError):
+    """Nothing more can be drawn in this process, whatever the request."""
+    code = 'device_lost'
+
+
 class Artist:
-    """model: as --model has it. batch_size: pictures drawn at once. form: the output_type of all. options:
-    load_pipeline's.
+    """model: as --model has it. batch_size: pictures drawn at once. shared: fields of every request that doesn't have
+    them itself, output_type, the kind of file, among them. options: load_pipeline's.
     """
 
-    def __init__(self, model: str, batch_size: int, form: str, **options: Any):
-        self.model, self.batch_size, self.form, self.options = model, batch_size, form, options
+    def __init__(self, model: str, batch_size: int, shared: dict[str, Any], **options: Any):
+        self.model, self.batch_size, self.shared, self.options = model, batch_size, shared, options
         self._loaded: tuple[str, Any] = ('', None)
 
     def load(self, request: dict[str, Any]) -> Any:
@@ -48,18 +53,29 @@ class Artist:
         return self._loaded[1]
 
     def draw(self, requests: Sequence[dict[str, Any]]) -> list[Outcome]:
-        """One outcome a request. Where drawing them together fails, each is drawn alone, so that one fails alone."""
+        """One outcome a request. Where drawing them together fails, each is drawn alone, so that one fails alone.
+
+        DeviceLost where the process is of no more use.
+        """
         pipe = self.load(requests[0])
         started = time.perf_counter()
         try:
-            outputs = pipe([{**request, 'output_type': self.form} for request in requests], batch_size=self.batch_size)
+            outputs = pipe([{**self.shared, **request} for request in requests], batch_size=self.batch_size)
         except Exception as error:
+            if _is_of_the_device(error):
+                raise DeviceLost(f'the GPU stopped working ({error}); give the same command again.') from error
             if len(requests) > 1:
                 return [self.draw([request])[0] for request in requests]
             return [_refused(error)]
         seconds = (time.perf_counter() - started) / len(requests)
-        return [Drawn(output['output_imgs'], output.get('recipes') or [None] * len(output['seeds']), seconds)
-                for output in outputs]
+        return [Drawn(output['output_imgs'], output['recipes'], seconds) for output in outputs]
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """A CUDA error, which every later call in this process would fail with too. A lack of memory is another class."""
+    import torch
+    lost = getattr(torch, 'AcceleratorError', None)      # newer than the oldest torch that is accepted
+    return lost is not None and isinstance(error, lost)
 
 
 def _refused(error: Exception) -> Refused:

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Sequence
 from multiprocessing import connection
 from typing import Any
 
-from modelscope_cartoon.batch.artist import Artist, Outcome
+from modelscope_cartoon.batch.artist import Artist, DeviceLost, Outcome
 from modelscope_cartoon.batch.keeping import Death
 from modelscope_cartoon.errors import CartoonError, ModelError
 
@@ -132,6 +133,9 @@ def _work(far: connection.Connection, artist: Artist, number: int, count: int) -
             artist.load(requests[0])
             far.send(_LOADED)
             far.send(artist.draw(requests))
+        except DeviceLost:
+            traceback.print_exc()
+            os._exit(1)     # the driver starts another process in this one's place
         except CartoonError as error:
             far.send(error)
 

@@ -46,11 +46,11 @@ def draw_all(ledger: Ledger, keeper: Keeper, crew: Crew, presence: Presence, at_
         if held:
             for worker, answer in crew.answers(1.0):
                 report(keeper.keep(worker, held.pop(worker), answer))
-        elif ledger.counts()['leased']:
+        elif ledger.counts()['leased']:     # by another command, which may be gone, or hang
             time.sleep(_WAIT)
+            reclaim(ledger, presence)
         elif not ledger.counts()['queued']:
             return
-        reclaim(ledger, presence)
         report([])
 
 

@@ -42,12 +42,17 @@ def job_of(row: Row, model: str) -> Job:
     tags = {key: value for key, value in given.items() if key not in request}
     try:
         parsed = _parsed(request)
-        group = canonical([model_of(model, parsed.style), parsed.style, parsed.lora, parsed.settings(),
-                           [take_loras(text)[1] for text in dict.fromkeys(parsed.text)] if '<' in str(parsed.text)
-                           else []])
+        group = _group(model_of(model, parsed.style), request, parsed)
     except CartoonError as error:
         return _faulty(request, tags, str(error))
     return Job(canonical([request, tags]), request, tags, group, parsed.num_pictures)
+
+
+def _group(model: str, request: Mapping[str, Any], parsed: GenerationRequest) -> str:
+    """What decides with whom a row can be drawn. What isn't given the model may decide, so it counts which are."""
+    given = sorted(set(request) - {'text', 'negative_prompt', 'seed', 'num_images_per_prompt', 'metadata', 'label'})
+    loras = [take_loras(text)[1] for text in dict.fromkeys(parsed.text) if '<' in text]
+    return canonical([model, given, parsed.style, parsed.lora, loras, parsed.settings()])
 
 
 def _parsed(request: Mapping[str, Any]) -> GenerationRequest:

@@ -61,10 +61,11 @@ class Ledger:
         self.owner = owner
         if not new and not self.path.is_file():
             raise InvalidRequest(f'{folder} holds no {NAME}; give the --output of a batch.')
-        with self._translated():
+        with self._translated((sqlite3.Error, OSError)):
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self._db.execute('PRAGMA journal_mode = WAL')
+            self._db.execute('PRAGMA cache_size = -512')     # kB: what is looked up again is little
             self._db.execute('PRAGMA synchronous = NORMAL')     # a power cut may undo the last records, never a kill
             if not self._is_there():
                 with self.transaction():
@@ -97,12 +98,10 @@ class Ledger:
                 raise
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, errors: Any = sqlite3.Error) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
-            if isinstance(error, OutputError):
-                raise
+        except errors as error:
             raise OutputError(f'{self.path} could not be used ({error}); what is recorded in it is kept. Free some '
                               'space, or choose another place with --output, and give the same command again.'
                               ) from error

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from modelscope_cartoon.errors import OutputError
+
 _ROOM = '.drawing'
 
 
@@ -24,8 +26,13 @@ class Presence:
         self._lock = FileLock(self.folder / 'lock')
 
     def arrive(self) -> None:
-        self.folder.mkdir(parents=True)
-        self._lock.acquire(timeout=10)
+        """OutputError where the folder can't be made."""
+        try:
+            self.folder.mkdir(parents=True)
+            self._lock.acquire(timeout=10)
+        except OSError as error:
+            raise OutputError(f'{self.folder} could not be written ({error.strerror or error}). Free some space, or '
+                              'choose another place with --output, and give the same command again.') from error
 
     def gone(self) -> Iterator[str]:
         """The tokens of those that ended without a word; what they left behind is removed."""

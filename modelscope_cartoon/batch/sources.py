@@ -11,7 +11,7 @@ from typing import Any
 
 from modelscope_cartoon.errors import InvalidRequest, UnknownOption
 from modelscope_cartoon.names import look_up
-from modelscope_cartoon.request import RENAMED
+from modelscope_cartoon.request import FIELD_NAMES, RENAMED
 
 LONGEST_LINE = 2**20
 _AT_ONCE = 500                     # rows of a Parquet file in memory
@@ -58,7 +58,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 def _parsed(line: bytes, number: int) -> Row:
     try:
-        row = json.loads(line.decode(), parse_constant=_no_number)
+        row = json.loads(line.decode(), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return Unreadable(_begin(line), f'line {number} is no JSON ({error}).')
     if isinstance(row, str):
@@ -69,8 +69,12 @@ def _parsed(line: bytes, number: int) -> Row:
     return row
 
 
-def _no_number(constant: str) -> None:
+def _no_number(constant: str) -> Any:
     raise ValueError(f'{constant} is no number that JSON knows')
+
+
+def _finite(digits: str) -> float:
+    return number if math.isfinite(number := float(digits)) else _no_number(digits)
 
 
 def _begin(line: bytes) -> str:
@@ -87,16 +91,15 @@ def _csv(path: Path) -> Iterator[Row]:
                 yield Unreadable(','.join(cells)[:200], f'line {lines.line_num} has {len(cells)} values for '
                                                         f'{len(columns)} columns.')
             elif cells:
-                yield {column: _value(column, cell) for column, cell in zip(columns, cells)
-                       if cell or column == 'text'}
+                yield {column: _read(column, cell) for column, cell in zip(columns, cells) if cell or column == 'text'}
 
 
-def _value(column: str, cell: str) -> Any:
-    """What the cell says: numbers, true, false and JSON lists are read; the request's own checks judge the rest."""
-    if column in _WORDS or (column == 'lora' and not cell.lstrip().startswith('[')):
+def _read(column: str, cell: str) -> Any:
+    """What a cell of a request's field says: numbers, true, false and lists; the field's own check judges the rest."""
+    if column not in FIELD_NAMES or column in _WORDS or (column == 'lora' and not cell.lstrip().startswith('[')):
         return cell
     try:
-        return _plain(json.loads(cell.lower() if cell.lower() in ('true', 'false') else cell))
+        return _plain(column, json.loads(cell.lower() if cell.lower() in ('true', 'false') else cell))
     except (ValueError, RecursionError):
         return cell
 
@@ -112,16 +115,22 @@ def _parquet(path: Path) -> Iterator[Row]:
             _check(path, file.schema_arrow.names)
             for batch in file.iter_batches(_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield {column: _plain(value) for column, value in row.items() if _plain(value) is not None}
+                    yield {column: _plain(column, value) for column, value in row.items()}
     except ArrowException as error:
         raise InvalidRequest(f'{path} can\'t be read ({error}).') from error
 
 
-def _plain(value: Any) -> Any:
-    """Tables keep whole numbers as floats where a column has gaps, and gaps as NaN."""
-    if isinstance(value, float):
-        return None if math.isnan(value) else int(value) if value.is_integer() else value
-    return value
+def _plain(column: str, value: Any) -> Any:
+    """As JSON has it. Tables keep gaps as NaN, and the whole numbers of a column with gaps as floats."""
+    if isinstance(value, list):
+        return [_plain(column, one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(column, one) for key, one in value.items()}
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return int(value) if value.is_integer() and column in FIELD_NAMES else value
 
 
 def _check(path: Path, columns: Iterable[str]) -> None:

@@ -20,7 +20,11 @@ def summary(ledger: Ledger, output: str) -> dict[str, Any]:
 def told(counts: dict[str, int]) -> str:
     """`10,000 rows: 20 queued, 4 leased, 9,975 done, 1 failed`"""
     states = ', '.join(f'{counts[state]:,} {state}' for state in STATES if counts[state])
-    return f'{sum(counts.values()):,} rows: {states}'
+    return f'{rows_of(sum(counts.values()))}: {states}'
+
+
+def rows_of(count: int) -> str:
+    return f'{count:,} row' + 's' * (count != 1)
 
 
 def failures(found: dict[str, Any]) -> Iterator[str]:
