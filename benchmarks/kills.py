@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 def kill_and_compare(model: str, folder: Path, kills: int, rows: int, steps: int = 2, seed: int = 0) -> dict[str, Any]:
     """What was counted; AssertionError where a row is lost, drawn twice, half written, or not the unbroken run's."""
     import modelscope_cartoon.pipeline  # noqa: F401     # once, and not in every fork
-    from modelscope_cartoon import batching  # noqa: F401
+    from modelscope_cartoon import batching, cli  # noqa: F401
 
     jobs = write_jobs(folder / 'jobs.jsonl', rows, steps)
     started = time.monotonic()
@@ -78,7 +78,9 @@ def _kill_until_done(model: str, jobs: Path, output: Path, seconds: float, kills
         before = len(draws(log))
         child = start(model, jobs, output, log)
         time.sleep(chance.uniform(0, seconds))
-        if os.waitpid(child, os.WNOHANG)[0]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 1, 'it ended before the kill, and not well'
             break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -88,7 +90,8 @@ def _kill_until_done(model: str, jobs: Path, output: Path, seconds: float, kills
         done = recorded(output)
         counted['done_at_a_kill'].append(len(done))
     before = len(draws(log))
-    assert wait(start(model, jobs, output, log)) == 1
+    code = wait(start(model, jobs, output, log))
+    assert code == 1, f'exit code {code}: {output.with_suffix(".said").read_text(errors="replace")[-3000:]}'
     assert not done & set(draws(log)[before:]), 'recorded as done, and drawn again'
     counted['drawn_again_in_flight'] += len(draws(log)) - len(set(draws(log)))
 
@@ -113,7 +116,7 @@ def start(model: str, jobs: Path, output: Path, log: Path | None = None, *option
         from modelscope_cartoon.cli import main
         if log:
             log_draws(log)
-        silence()
+        silence(output.with_suffix('.said'))
         return main(['batch', str(jobs), '-o', str(output), '--model', model, '--device', 'cpu', *options])
     return fork(work)
 
@@ -134,10 +137,11 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def silence() -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+def silence(into: Path) -> None:
+    """From now on what this process says is in the file `into`."""
+    handle = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
 
 
 def log_draws(log: Path) -> None:

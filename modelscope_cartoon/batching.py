@@ -8,8 +8,8 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from modelscope_cartoon import mini
 from modelscope_cartoon.batch import cluster
 from modelscope_cartoon.batch.actors import Actors
 from modelscope_cartoon.batch.artist import Artist
-from modelscope_cartoon.batch.crews import Alone, Processes
+from modelscope_cartoon.batch.crews import ANY_GPU, Alone, Processes
 from modelscope_cartoon.batch.driver import Crew, Heartbeat, draw_all, reclaim
 from modelscope_cartoon.batch.jobs import COLUMNS, Job, job_of
 from modelscope_cartoon.batch.keeping import Keeper
@@ -29,6 +29,7 @@ from modelscope_cartoon.batch.progress import Progress
 from modelscope_cartoon.batch.queueing import belonging, missing, queue
 from modelscope_cartoon.batch.sources import rows
 from modelscope_cartoon.batch.status import failures, rows_of, summary, told
+from modelscope_cartoon.drawing import tell_default
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, Stopped
 from modelscope_cartoon.formats import ROWS, Format
 from modelscope_cartoon.names import did_you_mean, look_up
@@ -36,6 +37,7 @@ from modelscope_cartoon.request import parse_request
 
 _FORMATS = {row.name: row for row in ROWS if row.suffixes}
 _NOTED = ('batch_size', 'dtype', 'backend', 'lora_dir', 'metadata', 'label')
+_TAGS = 50                       # names of tags that are told; a file may have another in each row
 _FIRM = ('model', 'format')      # with another of these the pictures in the folder would be others
 
 
@@ -108,25 +110,17 @@ def _jobs(path: Path, model: str) -> Iterator[Job]:
     """The first row is read here, so that a file that can't be is said before a folder is made."""
     given = rows(path)
     first = next(given)
-
-    def all_of_them() -> Iterator[Job]:
-        said: set[str] = set()
-        job = job_of(first, model)
-        while True:
-            _say_tags(set(job.tags) - said)
-            said |= set(job.tags)
-            yield job
-            try:
-                job = job_of(next(given), model)
-            except StopIteration:
-                return
-    return all_of_them()
+    return _tags_told(job_of(row, model) for row in chain([first], given))
 
 
-def _say_tags(new: set[str]) -> None:
-    if new:
-        names = ', '.join(f'{name}{did_you_mean(name, COLUMNS)}' for name in sorted(map(str, new)))
-        print(f'columns that are no fields of a request are kept as tags: {names}', file=sys.stderr)
+def _tags_told(jobs: Iterable[Job]) -> Iterator[Job]:
+    said: set[str] = set()
+    for job in jobs:
+        if len(said) < _TAGS and (new := job.tags.keys() - said):
+            said |= new
+            names = ', '.join(f'{name}{did_you_mean(name, COLUMNS)}' for name in sorted(new))
+            print(f'columns that are no fields of a request are kept as tags: {names}', file=sys.stderr)
+        yield job
 
 
 def _check_belonging(ledger: Ledger, arguments: argparse.Namespace, form: Format) -> None:
@@ -167,6 +161,7 @@ def _fill(ledger: Ledger, presence: Presence, jobs: Iterator[Job], arguments: ar
 def _draw(ledger: Ledger, presence: Presence, form: Format, arguments: argparse.Namespace) -> None:
     if not ledger.counts()['queued'] + ledger.counts()['leased']:
         return
+    tell_default(arguments.model)
     keeper = Keeper(ledger, Path(arguments.output), presence.folder, form.suffixes[0], arguments.tries)
     workers, progress = crew(arguments, form), Progress(ledger)
     try:
@@ -189,7 +184,7 @@ def crew(arguments: argparse.Namespace, form: Format) -> Crew:
     if arguments.workers:
         return Processes(artist, arguments.workers)
     import torch
-    gpus = torch.cuda.device_count() if arguments.device is None else 0
+    gpus = torch.cuda.device_count() if arguments.device in ANY_GPU else 0
     if gpus > 1:
         return Processes(artist, gpus)
     artist.options['device'] = arguments.device or ('gpu' if gpus else 'cpu')

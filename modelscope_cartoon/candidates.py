@@ -51,7 +51,7 @@ def draw_all(candidates: list[Candidate], requests: list[dict[str, Any]], folder
         except Exception as error:
             candidate.fault = ' '.join(f'{type(error).__name__}: {error}'.split())
     del pipe
-    _free()
+    free()
 
 
 def _save(candidate: Candidate, folder: Path) -> str:
@@ -74,7 +74,7 @@ def _load(model: str, request: dict[str, Any], **options: Any) -> Any:
     return pipe
 
 
-def _free() -> None:
+def free() -> None:
     import torch
     gc.collect()
     if torch.cuda.is_available():

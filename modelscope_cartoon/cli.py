@@ -24,8 +24,8 @@ from modelscope_cartoon.styles import styles
 
 # each a function of the parsed arguments that gives the exit code
 _COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
-             'compare': 'comparing.compare', 'batch': 'batching.batch', 'publish': 'publishing.publish',
-             'doctor': 'doctor.report', 'styles': 'cli.list_styles'}
+             'compare': 'comparing.compare', 'sheet': 'sheeting.sheet', 'batch': 'batching.batch',
+             'publish': 'publishing.publish', 'doctor': 'doctor.report', 'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
+    _add_sheet(commands.add_parser('sheet', help='styles, seeds, settings against each other: one picture, one page'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
     _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
@@ -136,6 +137,11 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
 def _add_compare(compare: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.comparing import add_options
     add_options(compare)
+
+
+def _add_sheet(sheet: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.sheeting import add_options
+    add_options(sheet)
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:

@@ -17,12 +17,11 @@ from typing import Any
 from modelscope_cartoon.candidates import Candidate, draw_all
 from modelscope_cartoon.drawing import read_prompts
 from modelscope_cartoon.errors import InvalidPrompt
-from modelscope_cartoon.files import write_file, write_json
+from modelscope_cartoon.files import write_json
 from modelscope_cartoon.presets import EXACT, ROWS, get_preset
 from modelscope_cartoon.request import parse_request
 
 _TORCH = 'torch'
-_SMALLEST, _LARGEST = 256, 384     # pixels of a picture's width in the sheet; what is written above it must fit
 _SHARED = ('style', 'negative_prompt', 'height', 'width')
 _OWN = ('scheduler', 'num_inference_steps', 'guidance_interval', 'cache_interval')
 
@@ -65,7 +64,7 @@ def compare(arguments: argparse.Namespace) -> int:
                  memory=arguments.memory, backend=backend)
     rows = [_row(candidate, candidates[0]) for candidate in candidates]
     report = {'model': arguments.model, 'requests': requests, 'reference': candidates[0].name, 'candidates': rows,
-              'sheet': _write_sheet(candidates, rows, requests, folder)}
+              'sheet': _write_sheet(candidates, rows, requests, folder, arguments.model)}
     write_json(folder / 'compare.json', report)
     print(json.dumps(report, ensure_ascii=False, indent=2) if arguments.json else _table(rows, report['sheet']))
     return 1 if any(candidate.fault for candidate in candidates) else 0
@@ -140,25 +139,25 @@ def _table(rows: Sequence[dict[str, Any]], sheet: str | None) -> str:
 
 
 def _write_sheet(candidates: Sequence[Candidate], rows: Sequence[dict[str, Any]], requests: Sequence[dict[str, Any]],
-                 folder: Path) -> str | None:
-    """A row a candidate that drew everything, a column a request. None where there is none."""
-    from PIL import Image
+                 folder: Path, model: str) -> str | None:
+    """A row a candidate, a column a request. None where nothing was drawn."""
+    from modelscope_cartoon.sheet_axes import Cell, Label, Section, Sheet
+    from modelscope_cartoon.sheet_layout import write_sheet
 
-    from modelscope_cartoon.training.sheet import DRAWN, png, row, sheet
-
-    strips = []
-    for candidate, told in zip(candidates, rows):
-        if candidate.fault is None:
-            name = f'{candidate.name}: {median(candidate.seconds):.1f} s'
-            if told['latent_distance']:
-                name += f', latents {told["latent_distance"]:.3f}, pixels {told["pixel_distance"]:.1f}'
-            strips.append((name, row([_at_least(Image.fromarray(image)) for image in candidate.images], _LARGEST)))
-    if not strips:
+    if all(candidate.fault for candidate in candidates):
         return None
-    columns = [f'{request["text"]} ({request["seed"]})' for request in requests]
-    return str(write_file(folder / 'sheet.png', png(sheet(strips, columns), DRAWN)))
+    columns = [Label(request['text'], f'种子 seed {request["seed"]}') for request in requests]
+    labels = [Label(candidate.name, _costs(row)) for candidate, row in zip(candidates, rows)]
+    cells = [[Cell(request, candidate.name, Path(file) if file else None, fault=candidate.fault)
+              for request, file in itertools.zip_longest(requests, candidate.files)] for candidate in candidates]
+    page = Sheet('比较 presets and backends', [Section('', columns, labels, cells)], settings=model)
+    return str(write_sheet(page, folder / 'sheet.png'))
 
 
-def _at_least(image: Any) -> Any:
-    times = max(1, _SMALLEST // image.width)
-    return image.resize((image.width * times, image.height * times), resample=0)
+def _costs(row: dict[str, Any]) -> str:
+    if row['fault']:
+        return ''
+    words = [f'{median(row["seconds"]):.1f} s']
+    if row['latent_distance']:
+        words += [f'latents {row["latent_distance"]:.3f}', f'pixels {row["pixel_distance"]:.1f}']
+    return ', '.join(words)

@@ -25,9 +25,9 @@ _FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'prese
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draws and saves what the command line asks for; prints each file, or with --json one document at the end."""
-    loras = _loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
+    loras = read_loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
     prompts = _prompts(arguments)
-    names = _styles(arguments.style)
+    names = read_styles(arguments.style)
     shared = {field: getattr(arguments, field) for field in _FIELDS} | {'lora': loras}
     requests = [{'text': prompt, 'seed': seed, 'style': style, 'trigger': not arguments.no_trigger, **shared}
                 for style in names for prompt in prompts for seed in arguments.seed]
@@ -64,13 +64,13 @@ def read_prompts(file: str) -> list[str]:
     return prompts
 
 
-def _styles(given: list[str]) -> list[str | None]:
+def read_styles(given: list[str]) -> list[str | None]:
     if 'all' in given:
         return list(styles())
     return [check_style('style', name) for name in given] or [None]
 
 
-def _loras(given: list[list[str]]) -> list[tuple[str, float]]:
+def read_loras(given: list[list[str]]) -> list[tuple[str, float]]:
     """`--lora PATH [SCALE]`, each as the request has it."""
     loras = []
     for path, *scale in given:
@@ -88,7 +88,7 @@ def _draw_all(arguments: argparse.Namespace, requests: list[dict], target: Targe
     for request in requests:
         model = model_of(arguments.model, request['style'])
         if model != loaded:
-            pipe, loaded = _load(model, arguments), model
+            pipe, loaded = load(model, arguments), model
         started = time.perf_counter()
         try:
             output = pipe({**request, 'output_type': target.format.name})
@@ -121,14 +121,12 @@ def model_of(model: str | None, style: str | None) -> str:
     return style
 
 
-def _load(model: str, arguments: argparse.Namespace) -> Any:
+def load(model: str, arguments: argparse.Namespace) -> Any:
     import torch
 
     from modelscope_cartoon.pipeline import load_pipeline
 
-    if arguments.model is None:
-        print('drawing with the embedded mini model (128 px); --model full takes the full-size model of a style '
-              '(768 px, 5 GB each)', file=sys.stderr)
+    tell_default(arguments.model)
     device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
     return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory,
                          backend=arguments.backend, lora_dir=arguments.lora_dir)
@@ -137,6 +135,12 @@ def _load(model: str, arguments: argparse.Namespace) -> Any:
 def slug(text: str) -> str:
     """The beginning of a prompt as a file's name has it; '' where it is of signs alone."""
     return re.sub(r'\W+', '-', text)[:40].strip('-').lower()
+
+
+def tell_default(model: str | None) -> None:
+    if model is None:
+        print('drawing with the embedded mini model (128 px); --model full takes the full-size model of a style '
+              '(768 px, 5 GB each)', file=sys.stderr)
 
 
 class Target:

@@ -1,8 +1,8 @@
 """Lettering on pictures, in any script: written, measured, cut and wrapped.
 
 OpenCV 5 brings the fonts: a variable sans (Latin, Greek, Cyrillic, ...; weights 100..1000), and one for Chinese,
-Japanese and Korean that it takes by itself, in one weight. With OpenCV 4 the words are written by Pillow, in a font
-that is found on the machine, and a warning says which.
+Japanese and Korean that it takes by itself, in one weight. With OpenCV 4, or where OpenCV can't be imported, the words
+are written by Pillow, in a font that is found on the machine, and a warning says which.
 """
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _SYSTEM_FONTS = ('NotoSansCJK-Regular.ttc', 'NotoSansSC-Regular.otf', 'NotoSansS
 _WITHOUT_CHINESE = ('DejaVuSans.ttf', 'arial.ttf', None)
 _WIDE = '\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff'     # a line may end after each
 _OPENING, _CLOSING = '（「『【《〈“‘', '，。！？、；：）」』】》〉”’…'
+_STOPS = ' ,.;:，。、；：'
 _PIECES = re.compile(rf'\s+|[{_OPENING}]*[^\s{_OPENING}{_CLOSING}](?<=[{_WIDE}])[{_CLOSING}]*|[^\s{_WIDE}]+|.')
 
 
@@ -53,7 +54,9 @@ def fitting(text: str, width: int, size: int, weight: int = REGULAR) -> str:
     if text_width(text, size, weight) <= width:
         return text
     count = _most(text, width, size, weight, _ELLIPSIS)
-    return text[:count].rstrip() + _ELLIPSIS if count else ''
+    whole = max((end for end in _ends(text, count) if end <= count), default=0)     # rather after a word than in one
+    kept = text[:whole if whole > 0.7 * count else count].rstrip().rstrip(_STOPS)
+    return kept + _ELLIPSIS if count else ''
 
 
 def wrapped(text: str, width: int, size: int, weight: int = REGULAR, lines: int = 3) -> list[str]:
@@ -75,8 +78,12 @@ def _break(text: str, width: int, size: int, weight: int) -> int:
     most = _most(text, width, size, weight)
     if most == len(text):
         return most
-    ends = [match.end() for match in _PIECES.finditer(text, 0, min(len(text), most + 200))]
-    return max((end for end in ends if len(text[:end].rstrip()) <= most), default=most)
+    return max((end for end in _ends(text, most) if len(text[:end].rstrip()) <= most), default=most)
+
+
+def _ends(text: str, count: int) -> list[int]:
+    """Where the pieces end that begin in the first `count` characters."""
+    return [match.end() for match in _PIECES.finditer(text, 0, count + 200) if match.start() <= count]
 
 
 def _most(text: str, width: int, size: int, weight: int, end: str = '') -> int:
@@ -143,12 +150,16 @@ class _Pillow(NamedTuple):
 
 @cache
 def _pen() -> _OpenCV | _Pillow:
-    import cv2
-    if hasattr(cv2, 'FontFace'):
-        return _OpenCV(cv2.FontFace('sans'), threading.Lock())
+    try:
+        import cv2
+        if hasattr(cv2, 'FontFace'):
+            return _OpenCV(cv2.FontFace('sans'), threading.Lock())
+        why = f'OpenCV {cv2.__version__} has no fonts of its own'
+    except ImportError as error:     # as on a server without libGL
+        why = f"OpenCV can't be imported ({error})"
     pen = _Pillow(next(filter(_is_there, _SYSTEM_FONTS), None))
-    logger.warning('OpenCV %s has no fonts of its own; words on pictures are written in %s%s. '
-                   "pip install 'opencv-python>=5' writes all scripts.", cv2.__version__, pen.name or "Pillow's font",
+    logger.warning("%s; words on pictures are written in %s%s. pip install 'opencv-python-headless>=5' writes all "
+                   'scripts.', why, pen.name or "Pillow's font",
                    ', which has no Chinese' if pen.name in _WITHOUT_CHINESE else '')
     return pen
 

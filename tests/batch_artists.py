@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from modelscope_cartoon.batch.artist import Drawn, Outcome
+from modelscope_cartoon.batch.artist import DeviceLost, Drawn, Outcome
 
 
 class Quick:
-    """Draws at once; a text of 'die' kills its process, 'sleep' takes long; loading may fail in two ways."""
+    """Draws at once; a text of 'die' kills its process, 'gpu' loses its GPU, 'sleep' takes long. Loading may fail in
+    two ways."""
 
     def __init__(self, loading: str = 'fine'):
         self.loading = loading
@@ -28,6 +29,8 @@ class Quick:
         for request in requests:
             if request['text'] == 'die':
                 os.kill(os.getpid(), signal.SIGKILL)
+            if request['text'] == 'gpu':
+                raise DeviceLost('no GPU any more')
             if request['text'] == 'sleep':
                 time.sleep(600)
         return [Drawn([f'{request["text"]} by {os.getpid()} on {self.options["device"]}'.encode()], [{}], 0.1)

@@ -15,6 +15,7 @@ from modelscope_cartoon.cli import main
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('SOURCE_DATE_EPOCH', '0')     # equal pictures are equal files
 
 
 @pytest.fixture
@@ -182,6 +183,19 @@ def test_status_says_how_far_it_is_and_why_rows_failed(batch, tiny_folder):
 def test_json_is_one_document(batch):
     told = json.loads(batch(write(*cats(2)), '-o', 'out', '--json')[1])
     assert told['rows']['done'] == 2 and Path(told['manifest']).is_file()
+
+
+def test_a_gpu_that_stops_working_ends_the_command_and_fails_no_row(batch, monkeypatch):
+    import torch
+
+    from modelscope_cartoon.model import CartoonStableDiffusion
+
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError('CUDA error: an illegal memory access was encountered')
+    monkeypatch.setattr(CartoonStableDiffusion, 'draw', lost)
+    code, _, err = batch(write(*cats(2)), '-o', 'out')
+    assert code == 1 and 'the GPU stopped working' in err and 'give the same command again' in err
+    assert '2 rows: 2 queued' in batch('--status', 'out')[1]
 
 
 def test_an_artist_can_be_sent_anywhere_and_brings_plain_data_back(tiny_folder):

@@ -81,6 +81,15 @@ def test_the_same_rows_come_together_again_after_a_kill(ledger):
     assert ledger.lease('w', 3) == lost and texts(ledger.lease('w', 3)) == ['g', 'h']
 
 
+def test_a_row_that_is_queued_again_moves_no_row_of_the_next_batch_into_its_own(ledger):
+    queue(ledger, jobs(*'abcdef'))
+    kept = ledger.lease('w', 3)
+    keeper(ledger).keep('w', kept, drawn(*kept))
+    with ledger.transaction():
+        ledger.queue_again([kept[1].id])
+    assert texts(ledger.lease('w', 3)) == ['b'] and texts(ledger.lease('w', 3)) == ['d', 'e', 'f']
+
+
 def test_a_row_with_several_pictures_takes_their_places_in_a_batch(ledger):
     queue(ledger, [*jobs('a', num_images_per_prompt=3), *jobs('b', 'c', 'd')])
     assert texts(ledger.lease('w', 4)) == ['a', 'b'] and texts(ledger.lease('w', 4)) == ['c', 'd']

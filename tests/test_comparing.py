@@ -53,7 +53,7 @@ def test_presets_are_measured_against_exact_on_torch(compare):
     one, other = (np.asarray(Image.open(row['files'][1])).astype(float) for row in (exact, fast))
     assert fast['pixel_distance'] == pytest.approx(
         np.mean([np.abs(one - other).mean(), _difference(exact['files'][0], fast['files'][0])]))
-    assert Image.open(report['sheet']).size[0] == 2 * 256 and Path('out/compare.json').is_file()
+    assert Image.open(report['sheet']).size[0] > 2 * 256 and Path('out/compare.json').is_file()
 
 
 def _difference(one: str, other: str) -> float:

@@ -16,6 +16,7 @@ ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding',
           'sharing', 'provenance', 'corner_label', 'lettering'}
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
 FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates',
+          'sheeting', 'sheet_axes', 'sheet_cells', 'sheet_layout', 'sheet_page', 'sheet_pictures',
           'batching', 'batch'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')

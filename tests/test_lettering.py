@@ -16,12 +16,15 @@ WHITE, INK = 255, (40, 20, 10)
 LONG = 'a portrait painting of an old man with a long grey beard, soft light from the window on the left'
 
 
-@pytest.fixture(params=['opencv 5', 'opencv 4'])
+OTHERS = {'opencv 4': types.SimpleNamespace(__version__='4.11.0'), 'no opencv': None}
+
+
+@pytest.fixture(params=['opencv 5', 'opencv 4', 'no opencv'])
 def pen(request, monkeypatch):
-    """Both of the writers; the second as if OpenCV had no FontFace."""
+    """OpenCV's writer, and Pillow's: where OpenCV has no FontFace, and where it can't be imported."""
     lettering._pen.cache_clear()
-    if request.param == 'opencv 4':
-        monkeypatch.setitem(sys.modules, 'cv2', types.SimpleNamespace(__version__='4.11.0'))
+    if request.param in OTHERS:
+        monkeypatch.setitem(sys.modules, 'cv2', OTHERS[request.param])
     yield request.param
     lettering._pen.cache_clear()
 

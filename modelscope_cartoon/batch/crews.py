@@ -15,6 +15,7 @@ from modelscope_cartoon.batch.artist import Artist, DeviceLost, Outcome
 from modelscope_cartoon.batch.keeping import Death
 from modelscope_cartoon.errors import CartoonError, ModelError
 
+ANY_GPU = (None, 'gpu', 'cuda')      # --device that leaves open which
 _LOADING_DEATHS = 3      # in a row, and nobody has drawn anything: it is no accident
 
 
@@ -156,7 +157,7 @@ def _settle_down(artist: Artist, number: int, count: int) -> None:
 
     log_to_stderr()
     gpus = torch.cuda.device_count()
-    device = artist.options.get('device') or (f'cuda:{number % gpus}' if gpus else 'cpu')
-    artist.options['device'] = device
-    if device == 'cpu':
+    if artist.options.get('device') in ANY_GPU:
+        artist.options['device'] = f'cuda:{number % gpus}' if gpus else 'cpu'
+    if artist.options['device'] == 'cpu':
         torch.set_num_threads(max(1, torch.get_num_threads() // count))

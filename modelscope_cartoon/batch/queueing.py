@@ -47,8 +47,9 @@ def _chunks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 def _add(ledger: Ledger, job: Job) -> bool:
     """True where the job is new."""
-    [occurrence] = ledger.execute('INSERT INTO temp.seen VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1 '
-                                  'RETURNING times', (hashlib.sha256(job.content.encode()).digest(),)).fetchall()[0]
+    content = (hashlib.sha256(job.content.encode()).digest(),)
+    ledger.execute('INSERT INTO temp.seen VALUES (?, 1) ON CONFLICT (content) DO UPDATE SET times = times + 1', content)
+    [occurrence] = ledger.execute('SELECT times FROM temp.seen WHERE content = ?', content).fetchone()
     job_id = id_of(job.content, occurrence)
     ledger.execute('INSERT INTO temp.present VALUES (?)', (job_id,))
     if ledger.execute('SELECT 1 FROM jobs WHERE id = ?', (job_id,)).fetchone():
@@ -63,9 +64,9 @@ def _add(ledger: Ledger, job: Job) -> bool:
 
 def _place(ledger: Ledger, job: Job) -> tuple[int, int]:
     """The group of the job's settings, and how many pictures are in it before this job's."""
-    batch, end = ledger.execute(
-        'INSERT INTO groups (settings, pictures) VALUES (?, ?) ON CONFLICT DO UPDATE '
-        'SET pictures = pictures + excluded.pictures RETURNING id, pictures', (job.group, job.pictures)).fetchall()[0]
+    ledger.execute('INSERT INTO groups (settings, pictures) VALUES (?, ?) ON CONFLICT (settings) DO UPDATE '
+                   'SET pictures = pictures + excluded.pictures', (job.group, job.pictures))
+    batch, end = ledger.execute('SELECT id, pictures FROM groups WHERE settings = ?', (job.group,)).fetchone()
     return batch, end - job.pictures
 
 
