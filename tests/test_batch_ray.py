@@ -41,7 +41,8 @@ from modelscope_cartoon.log import logger  # noqa: E402
 
 TESTS = Path(__file__).parent
 QUIET = {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_AUTH_MODE': 'disabled', 'RAY_memory_monitor_refresh_ms': '0',
-         'PYTHONPATH': f'{TESTS.parent}{os.pathsep}{TESTS}', 'HF_HUB_OFFLINE': '1'}
+         'PYTHONPATH': os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]),
+         'HF_HUB_OFFLINE': '1'}
 NODE = {'num_cpus': 1, 'object_store_memory': 100 * 2**20, 'include_dashboard': False}
 # a dead node is noticed after 2 seconds instead of 10
 SOON = {'health_check_initial_delay_ms': 1000, 'health_check_period_ms': 500, 'health_check_failure_threshold': 4}
