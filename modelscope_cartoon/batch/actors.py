@@ -25,7 +25,6 @@ from modelscope_cartoon.log import logger
 
 _LOOK = 2.0              # seconds between looks at which machines there are
 _PATIENCE = 30.0         # seconds without anybody who draws, before it is said
-_HUNG = 300.0            # seconds after which a start that Ray forgot (it happens when a node dies) is asked for again
 _DEATHS = 3              # in a row and before anything is drawn: it is no accident
 _STARTING, _IDLE, _LOADING, _DRAWING = 'starting', 'idle', 'loading', 'drawing'
 
@@ -35,7 +34,6 @@ class _Hand:
 
     def __init__(self, actor: Any, place: Place, awaited: Any):
         self.actor, self.place, self.stage, self.awaited = actor, place, _STARTING, [awaited]
-        self.since = time.monotonic()
         self.cut_off = False     # it couldn't be reached, and was asked whether it is there
 
 
@@ -138,9 +136,6 @@ class Actors:
         if time.monotonic() - self._looked < _LOOK:
             return
         self._looked = time.monotonic()
-        for hand in list(self._hands.values()):
-            if hand.stage == _STARTING and self._looked - hand.since > _HUNG:
-                self._dismiss(hand)
         for place in places(self._ray.nodes(), self._artist.options.get('device'), self._workers):
             if place.name not in self._hands and place.node not in self._left_out:
                 self._start(place)
