@@ -1,6 +1,7 @@
 """kill -9 of the batch command at random points, again and again; then the folder is held against an unbroken run's.
 
-    python -m benchmarks.kills --kills 200 [--rows 40] [--out benchmarks/results/batch_kills_<date>.json]
+    python -m benchmarks.kills [--kills 200] [--rows 24] [--out benchmarks/results/batch_kills_<date>.json]
+    python -m benchmarks.batch_report benchmarks/results/batch_kills_<date>.json      # into docs/batches.md
 
 Each run is a fork of this process, which has imported everything, so that a kill hits the work and not the imports.
 A folder that is finished is compared, and the next one begun, until all kills are spent.
@@ -22,17 +23,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-DRAWS = 'draws.txt'      # beside the folder: a line for each picture's drawing that ended
+from benchmarks import machine
+
+RESULTS = Path(__file__).parent / 'results'
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='mini')
     parser.add_argument('--kills', type=int, default=200)
-    parser.add_argument('--rows', type=int, default=40)
+    parser.add_argument('--rows', type=int, default=24)
     parser.add_argument('--steps', type=int, default=2)
     parser.add_argument('--seed', type=int, default=0, help='of the random points')
-    parser.add_argument('--out', type=Path)
+    date = datetime.datetime.now(datetime.timezone.utc).date()
+    parser.add_argument('--out', type=Path, default=RESULTS / f'batch_kills_{date}.json')
     arguments = parser.parse_args(argv)
     import torch
     torch.set_num_threads(1)     # a pool of threads would not survive a fork
@@ -40,11 +44,9 @@ def main(argv: list[str] | None = None) -> None:
         result = kill_and_compare(arguments.model, Path(folder), arguments.kills, arguments.rows, arguments.steps,
                                   arguments.seed)
     result |= {'schema': 1, 'kind': 'batch-kills', 'date': datetime.datetime.now().isoformat(timespec='minutes'),
-               'command': ' '.join(['python -m benchmarks.kills', *sys.argv[1:]])}
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        from modelscope_cartoon.files import write_json
-        write_json(arguments.out, result)
+               'command': machine.command()}
+    from modelscope_cartoon.files import write_json
+    print(write_json(arguments.out, result))
 
 
 def kill_and_compare(model: str, folder: Path, kills: int, rows: int, steps: int = 2, seed: int = 0) -> dict[str, Any]:

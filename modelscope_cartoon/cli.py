@@ -24,8 +24,9 @@ from modelscope_cartoon.styles import styles
 
 # each a function of the parsed arguments that gives the exit code
 _COMMANDS = {'draw': 'drawing.draw', 'train': 'teaching.teach', 'prepare': 'preparing.prepare',
-             'compare': 'comparing.compare', 'sheet': 'sheeting.sheet', 'batch': 'batching.batch',
-             'publish': 'publishing.publish', 'doctor': 'doctor.report', 'styles': 'cli.list_styles'}
+             'compare': 'comparing.compare', 'publish': 'publishing.publish', 'doctor': 'doctor.report',
+             'sheet': 'sheeting.sheet', 'batch': 'batching.batch', 'inspect': 'inspecting.inspect',
+             'replay': 'replaying.replay', 'styles': 'cli.list_styles'}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +52,8 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
     _add_sheet(commands.add_parser('sheet', help='styles, seeds, settings against each other: one picture, one page'))
+    _add_inspect(commands.add_parser('inspect', help="what a picture's file says of how it was drawn"))
+    _add_replay(commands.add_parser('replay', help='draw a picture again from its file, and compare'))
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
     _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
@@ -65,6 +68,8 @@ def _add_commands(parser: argparse.ArgumentParser) -> Any:
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument('prompt', nargs='?', help='what to draw, in English')
     draw.add_argument('--prompt-file', metavar='FILE', help='prompts from a file, one a line ("-": standard input)')
+    draw.add_argument('--config-from-metadata', '-C', metavar='FILE',
+                      help="what isn't given here as this picture's file has it, ours or A1111's")
     draw.add_argument('--style', nargs='+', default=[], metavar='STYLE',
                       help=f'{", ".join(styles())}, or all; a mix: flat:0.6+watercolor:0.4')
     draw.add_argument('--lora', nargs='+', action='append', default=[], metavar=('PATH', 'SCALE'),
@@ -139,6 +144,16 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     add_options(compare)
 
 
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.inspecting import add_options
+    add_options(inspect)
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    from modelscope_cartoon.replaying import add_options
+    add_options(replay)
+
+
 def _add_sheet(sheet: argparse.ArgumentParser) -> None:
     from modelscope_cartoon.sheeting import add_options
     add_options(sheet)
@@ -167,7 +182,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'modelscope-cartoon: {stopped}', file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        kept = {'draw': 'the pictures named above are saved.', 'compare': 'the pictures drawn so far are saved.'}.get(
+        kept = {'draw': 'the pictures named above are saved.', 'compare': 'the pictures drawn so far are saved.',
+                'replay': 'what was printed is done.'}.get(
             arguments.cartoon_command, 'again, it goes on.')
         print(f'modelscope-cartoon: interrupted; {kept}', file=sys.stderr)
         return 130
@@ -195,10 +211,15 @@ def list_styles(arguments: argparse.Namespace) -> int:
 def log_to_stderr() -> None:
     logger = logging.getLogger('modelscope_cartoon')
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStderr()
         handler.setFormatter(logging.Formatter('%(message)s'))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class _ToStderr(logging.StreamHandler):
+    """To what sys.stderr is at that moment, as Python's handler of last resort."""
+    stream = property(lambda self: sys.stderr, lambda self, value: None)
 
 
 class CartoonCommand:

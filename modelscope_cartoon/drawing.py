@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -11,24 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_cartoon import mini
+from modelscope_cartoon.config_from_metadata import filled
 from modelscope_cartoon.errors import Interrupted, InvalidPrompt, InvalidRequest
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import Format, format_of_suffix
 from modelscope_cartoon.lora_choice import check_style
+from modelscope_cartoon.recorded import document
 from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.styles import styles
 
 FULL = 'full'
 _FIELDS = ('negative_prompt', 'num_images_per_prompt', 'height', 'width', 'preset', 'num_inference_steps',
            'guidance_scale', 'guidance_interval', 'cache_interval', 'scheduler', 'metadata', 'label')
+_RECORDED = ('guidance_rescale', 'clip_skip', 'eta')     # no options of their own; -C may bring them
 
 
 def draw(arguments: argparse.Namespace) -> int:
     """Draws and saves what the command line asks for; prints each file, or with --json one document at the end."""
+    if arguments.config_from_metadata:
+        arguments = filled(arguments)
     loras = read_loras(arguments.lora)     # first, because a prompt behind --lora is taken for its scale
     prompts = _prompts(arguments)
     names = read_styles(arguments.style)
-    shared = {field: getattr(arguments, field) for field in _FIELDS} | {'lora': loras}
+    shared = {field: getattr(arguments, field, None) for field in (*_FIELDS, *_RECORDED)} | {'lora': loras}
     requests = [{'text': prompt, 'seed': seed, 'style': style, 'trigger': not arguments.no_trigger, **shared}
                 for style in names for prompt in prompts for seed in arguments.seed]
     pictures = sum(parse_request(request).num_pictures for request in requests)     # all checked before any is drawn
@@ -39,7 +43,7 @@ def draw(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f'{entry["file"]}  (seed {entry["seed"]}, {entry["seconds"]:.1f} s)', flush=True)
     if arguments.json:
-        print(json.dumps({'pictures': done}, ensure_ascii=False, indent=2))
+        print(document(done))
     return 0
 
 

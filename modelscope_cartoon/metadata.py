@@ -144,12 +144,20 @@ def _read(image: Any) -> Metadata:
     info = image.info
     packet = info.get(XMP_KEY) or info.get('xmp') or b''
     packet = packet.decode(errors='replace') if isinstance(packet, bytes) else str(packet)
-    own = labels.read_xmp(packet) if packet else {}
+    own = _properties(packet) if packet else {}
     return Metadata(
         container=image.format, size=image.size, xmp=packet or None,
         parameters=_text(info, PARAMETERS_KEY) or _user_comment(image),
         recipe=_text(info, RECIPE_KEY) or own.get(labels.RECIPE) or _own_segments(image),
         aigc=_text(info, AIGC_KEY) or own.get(labels.AIGC), source_type=own.get(labels.SOURCE_TYPE))
+
+
+def _properties(packet: str) -> dict[str, str]:
+    try:
+        return labels.read_xmp(packet)
+    except InvalidRequest as error:     # another tool's, perhaps; the rest of the file can be whole
+        logger.warning('%s What it holds is left out.', error)
+        return {}
 
 
 def _text(info: Mapping[str, Any], key: str) -> str | None:

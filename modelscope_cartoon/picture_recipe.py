@@ -24,6 +24,7 @@ import numpy as np
 
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import InvalidRequest
+from modelscope_cartoon.lora_choice import name_of
 from modelscope_cartoon.request import GenerationRequest, Picture
 
 SCHEMA = 1
@@ -42,7 +43,8 @@ def build(request: GenerationRequest, picture: Picture, position: int, drawn: Ma
     prompt = position // request.num_images_per_prompt
     height, width = pixels.shape[:2]
     asked = {'text': request.text[prompt], 'negative_prompt': request.negative_prompt[prompt], 'seed': picture.seed,
-             'height': height, 'width': width, 'lora': request.lora,
+             'height': height, 'width': width,
+             'lora': [(name_of(path), scale) for path, scale in request.lora],     # never where somebody keeps it
              **{name: getattr(request, name) for name in _SHARED}}
     return _plain({
         'schema': SCHEMA, 'made_by': f'modelscope-cartoon {__version__}',
@@ -79,8 +81,9 @@ def _version(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Lists and dicts of JSON's own kinds alone; what a scheduler's configuration may hold besides becomes text."""
-    return json.loads(json.dumps(value, default=str))
+    """Lists and dicts of JSON's own kinds alone; what a scheduler's configuration may hold besides becomes text, and so
+    does its -Infinity, which strict readers of JSON refuse."""
+    return json.loads(json.dumps(value, default=str), parse_constant=str)
 
 
 def parse(text: str | bytes) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
     if len(text) > _LARGEST:
         raise InvalidRequest(f'the recipe has {len(text):,} characters; at most {_LARGEST:,} are read.')
     try:
-        recipe = json.loads(text)
+        recipe = json.loads(text, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f'the recipe is no JSON that can be read ({error}).') from error
     schema = recipe.get('schema') if isinstance(recipe, dict) else None

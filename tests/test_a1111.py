@@ -4,12 +4,14 @@ from __future__ import annotations
 import time
 
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from recipes import recipe
 from sd_parsers import ParserManager
+from transformers import CLIPTokenizer
 
 from modelscope_cartoon import a1111
 from modelscope_cartoon.errors import InvalidRequest, UnknownOption
@@ -118,6 +120,13 @@ def test_prompts_and_names_come_back(prompt, negative, name):
     for key, text in (('prompt', prompt), ('negative_prompt', negative)):     # a marker has a space in it now
         assert read[key].replace(' :', ':') == ' '.join(text.splitlines()).strip().replace(' :', ':')
     assert read['Model'] == (name if set(',:\n\r"') & set(name) else name.strip()) and read['Seed'] == '42'
+
+
+def test_the_text_encoder_reads_a_marker_with_a_space_as_the_same_words(tmp_path):
+    tokenizer = CLIPTokenizer.from_pretrained(tiny.write_tokenizer(tmp_path))
+    for prompt in (INJECTION, 'a (steps:1.2)', 'STEPS:::'):
+        written = a1111.parse(a1111.write(recipe(used={'prompt': prompt})))['prompt']
+        assert written != prompt and tokenizer(written).input_ids == tokenizer(prompt).input_ids
 
 
 FORGE = '''masterpiece, (1girl:1.2),

@@ -49,7 +49,7 @@ def test_a_file_of_rows_becomes_pictures_and_a_manifest_that_names_them(batch):
     code, out, err = batch(write(*cats(5, client='Zoë'), {'text': 'two', 'num_inference_steps': 1, 'seed': [3, 9]}),
                            '-o', 'out')
     assert code == 0 and out == 'out: 6 rows: 6 done; manifest.jsonl names them all\n'
-    assert err.splitlines()[0] == 'columns that are no fields of a request are kept as tags: client'
+    assert err.splitlines()[0] == "columns that are no fields of a request are kept as tags: 'client'"
     lines = manifest()
     assert [line['tags'] for line in lines] == [{'client': 'Zoë'}] * 5 + [{}] * 2
     assert [line['file'].rpartition('-')[0][:7] for line in lines[:5]] == [f'a-cat-{i}' for i in range(5)]

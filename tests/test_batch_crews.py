@@ -131,27 +131,26 @@ def test_a_driver_that_is_killed_takes_its_workers_along(tmp_path):
     assert len(workers) == 2 and psutil.wait_procs(workers, timeout=10)[1] == []
 
 
-def test_two_real_processes_draw_what_one_draws_though_one_of_them_is_killed(tiny_folder, tmp_path, monkeypatch):
-    jobs, killed = tmp_path / 'jobs.jsonl', []
+def test_a_real_process_that_is_killed_is_replaced_and_draws_what_this_one_draws(tiny_folder, tmp_path, monkeypatch):
+    jobs, killed, others = tmp_path / 'jobs.jsonl', [], {child.pid for child in psutil.Process().children()}
     jobs.write_text(''.join(json.dumps({'text': f'a cat {i}', 'num_inference_steps': 4}) + '\n' for i in range(24)))
     monkeypatch.setenv('SOURCE_DATE_EPOCH', '0')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')      # as here: the number of threads shows in the last bits
     command = ['batch', str(jobs), '--device', 'cpu', '--model', str(tiny_folder), '-o']
 
-    others = {child.pid for child in psutil.Process().children()}
-
     def kill_one() -> None:
         end = time.monotonic() + 200
-        while len(list((tmp_path / 'two').glob('*.png'))) < 4 and time.monotonic() < end:
+        while len(list((tmp_path / 'other').glob('*.png'))) < 4 and time.monotonic() < end:
             time.sleep(0.02)
-        workers = [child for child in psutil.Process().children() if child.pid not in others
-                   and 'spawn_main' in ' '.join(child.cmdline())]
-        workers[0].kill()
-        killed.append(len(workers))
+        [worker] = [child for child in psutil.Process().children() if child.pid not in others
+                    and 'spawn_main' in ' '.join(child.cmdline())]
+        worker.kill()
+        killed.append(worker.pid)
     killer = threading.Thread(target=kill_one)
     killer.start()
-    assert main([*command, str(tmp_path / 'two'), '--workers', '2']) == 0
+    assert main([*command, str(tmp_path / 'other'), '--workers', '1']) == 0
     killer.join()
-    assert main([*command, str(tmp_path / 'one')]) == 0
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob('*.png')} for name in ('one', 'two'))
-    assert killed and len(one) == 24 and one == two
+    assert main([*command, str(tmp_path / 'this')]) == 0
+    other, this = ({path.name: path.read_bytes() for path in (tmp_path / name).glob('*.png')}
+                   for name in ('other', 'this'))
+    assert killed and len(this) == 24 and other == this

@@ -104,7 +104,7 @@ def test_a_csv_line_with_too_many_values_fails_alone(tmp_path):
     ('empty.csv', 'text,seed\n', 'has no row in it'),
     ('jobs.xlsx', 'x', "unknown file ending '.xlsx'; accepted: .jsonl"),
     ('prompt.csv', 'prompt,seed\na,1\n', "unknown column 'prompt' (did you mean 'text'?)"),
-    ('no.csv', 'a,b\n1,2\n', "no column 'text'; its columns: a, b"),
+    ('no.csv', 'a,b\n1,2\n', "no column 'text'; its columns: 'a', 'b'"),
     ('twice.csv', 'text,text\n1,2\n', "two columns 'text'"),
     ('latin.csv', 'text\nZo\u00eb\n'.encode('latin-1'), "can't be read"),
     ('quote.csv', 'text\n"a"b\n', "can't be read"),

@@ -17,7 +17,7 @@ ENGINE = {'preprocessor', 'model', 'postprocessor', 'sampling', 'text_encoding',
 HOST = {'hub', 'pipeline', 'legacy', 'publish', 'training'}
 FRONTS = {'cli', 'drawing', 'teaching', 'publishing', 'doctor', 'preparing', 'comparing', 'candidates',
           'sheeting', 'sheet_axes', 'sheet_cells', 'sheet_layout', 'sheet_page', 'sheet_pictures',
-          'batching', 'batch'}
+          'recorded', 'inspecting', 'replaying', 'differing', 'config_from_metadata', 'batching', 'batch'}
 FLOORS = [CATALOGUE, ENGINE, HOST, FRONTS]
 MODULES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix('.py').removesuffix('/__init__')
                  for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')

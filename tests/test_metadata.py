@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from modelscope_cartoon import a1111, labels, metadata, picture_recipe
 from modelscope_cartoon.errors import InvalidRequest, UnknownOption
@@ -177,6 +178,18 @@ def test_a_dtd_in_xmp_is_refused():
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x:xmpmeta xmlns:x="adobe:ns:meta/">&b;</x:xmpmeta>'
     with pytest.raises(InvalidRequest, match='DTD'):
         labels.read_xmp(bomb)
+
+
+def test_an_xmp_packet_that_can_not_be_read_leaves_the_rest(tmp_path, recipe, caplog):
+    path = written(tmp_path, 'PNG', recipe)
+    info = Image.open(path).info
+    again = PngInfo()
+    again.add_text('parameters', info['parameters'])
+    again.add_itxt('XML:com.adobe.xmp', '<!DOCTYPE x><x/>')
+    Image.open(path).save(path, pnginfo=again)
+    found = metadata.read(path)
+    assert found.parameters == a1111.write(recipe) and found.source_type is None
+    assert 'has a DTD, which is not read. What it holds is left out.' in caplog.text
 
 
 @pytest.mark.parametrize('value, kinds', [(True, metadata.KINDS), (False, ()), ('recipe', ('recipe',)),

@@ -140,7 +140,7 @@ def _check(path: Path, columns: Iterable[str]) -> None:
         if wrong in RENAMED:
             raise UnknownOption(f'{path} has the unknown column {wrong!r} (did you mean {RENAMED[wrong]!r}?).')
     if columns and 'text' not in columns:
-        raise InvalidRequest(f'{path} has no column \'text\'; its columns: {", ".join(map(str, columns[:20]))}.')
+        raise InvalidRequest(f'{path} has no column \'text\'; its columns: {", ".join(map(repr, columns[:20]))}.')
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
         raise InvalidRequest(f'{path} has two columns {twice!r}.')
