@@ -166,6 +166,17 @@ def test_a_killed_node_loses_nothing_and_its_rows_are_not_blamed(cluster, nodes,
     assert sum('left the Ray cluster' in words for words in said) == 1
 
 
+def test_a_node_that_joins_in_the_middle_draws_too(cluster, log, tmp_path):
+    for worker in list(cluster.worker_nodes):
+        cluster.remove_node(worker)
+
+    def join(events: object) -> None:
+        if not cluster.worker_nodes and lines(log):
+            cluster.add_node(**NODE)
+    with drawn(Stub(log, together=2), cluster.address, tmp_path, list('abcdef'), join) as ledger:
+        assert ledger.counts()['done'] == 6     # which it can't be before another node has begun
+
+
 def test_a_row_that_kills_its_actor_fails_alone_after_its_tries(cluster, nodes, log, tmp_path):
     texts = ['a', 'die', 'c', 'd', 'e', 'f']
     with drawn(Stub(log), cluster.address, tmp_path, texts) as ledger:
