@@ -257,7 +257,7 @@ def test_a_folder_that_a_machine_lacks_and_another_version_are_said(log, tmp_pat
 
 @pytest.mark.parametrize('options, words', [
     (['--ray', 'ray://here:10001'], 'on a machine of the cluster'), (['--ray', '--device', 'cuda:1'], 'gpu, cpu'),
-    (['--ray', 'nowhere'], 'no cluster could be joined')])
+    (['--ray', 'nowhere'], 'no cluster was joined')])
 def test_what_ray_can_not_do_is_one_sentence(options, words, tmp_path, capsys):
     jobs = write_jobs(tmp_path / 'jobs.jsonl', 1)
     assert main(['batch', str(jobs), '-o', str(tmp_path / 'out'), *options]) == 2

@@ -91,7 +91,7 @@ def _init(ray: Any, address: str) -> None:
     try:
         ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise InvalidRequest(f'--ray {address or "alone"}: no cluster could be joined ({" ".join(str(error).split())}); '
+        raise InvalidRequest(f'--ray {address or "alone"}: no cluster was joined ({" ".join(str(error).split())}); '
                              '`ray start --head` starts one, --ray local one for this command alone.') from error
 
 
