@@ -147,7 +147,7 @@ def test_two_nodes_draw_every_row_once_with_the_pixels_of_a_local_run(cluster, n
     assert recipe['machine']['device'] == 'cpu'
 
 
-def test_a_killed_node_loses_nothing_and_its_rows_are_not_blamed(cluster, nodes, log, tmp_path, said):
+def test_a_killed_node_loses_nothing_and_its_rows_are_not_blamed(cluster, nodes, log, tmp_path, said, capfd):
     head, doomed = nodes
     torn: list[str] = []
 
@@ -164,6 +164,7 @@ def test_a_killed_node_loses_nothing_and_its_rows_are_not_blamed(cluster, nodes,
     again = {text for text, times in begun(log).items() if times > 1}
     assert again <= set(torn), 'only what was in the killed hands is drawn twice'
     assert sum('left the Ray cluster' in words for words in said) == 1
+    assert capfd.readouterr().out == '', "what Ray tells is not the result"
 
 
 def test_a_node_that_joins_in_the_middle_draws_too(cluster, log, tmp_path):
@@ -177,12 +178,13 @@ def test_a_node_that_joins_in_the_middle_draws_too(cluster, log, tmp_path):
         assert ledger.counts()['done'] == 6     # which it can't be before another node has begun
 
 
-def test_a_row_that_kills_its_actor_fails_alone_after_its_tries(cluster, nodes, log, tmp_path):
+def test_a_row_that_kills_its_actor_fails_alone_after_its_tries(cluster, nodes, log, tmp_path, capfd):
     texts = ['a', 'die', 'c', 'd', 'e', 'f']
     with drawn(Stub(log), cluster.address, tmp_path, texts) as ledger:
         [entry] = ledger.entries('failed')
         assert ledger.counts()['done'] == 5
     assert entry.request['text'] == 'die' and entry.tries == begun(log)['die'] == 3
+    assert capfd.readouterr().out == ''
     assert 'the actor that drew it' in entry.reason and 'worker process has died' in entry.reason
 
 

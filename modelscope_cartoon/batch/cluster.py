@@ -78,13 +78,13 @@ def joined(address: str) -> Iterator[Any]:
     if ray.is_initialized():     # by whoever called us, whose business its end is
         yield ray
         return
-    try:
-        with contextlib.redirect_stdout(sys.stderr):     # where Ray tells of dead workers; stdout is the result
+    with contextlib.redirect_stdout(sys.stderr):     # Ray tells of dead workers on stdout, which is for results
+        try:
             _init(ray, address)
             yield ray
-    finally:
-        ray.shutdown()
-        _undo(before, on_term)
+        finally:
+            ray.shutdown()     # tells what it has kept to itself
+            _undo(before, on_term)
 
 
 def _init(ray: Any, address: str) -> None:
