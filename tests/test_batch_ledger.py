@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,20 +96,17 @@ def test_a_row_with_several_pictures_takes_their_places_in_a_batch(ledger):
 
 
 def test_many_workers_never_get_the_same_row(ledger, tmp_path):
-    queue(ledger, jobs(*map(str, range(120))))
+    queue(ledger, jobs(*map(str, range(600))))
     got: list[str] = []
 
     def work(name: str) -> None:
         own = Ledger(tmp_path, name)
-        while leased := own.lease('w', 2):
+        while leased := own.lease('w', 1):
             got.extend(texts(leased))
         own.close()
-    threads = [threading.Thread(target=work, args=(str(i),)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got, key=int) == list(map(str, range(120)))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, 'abcd'))      # raises what one of them raises
+    assert sorted(got, key=int) == list(map(str, range(600)))
 
 
 def test_a_lease_runs_out_and_what_comes_late_is_not_kept(ledger, tmp_path, monkeypatch):
