@@ -36,8 +36,9 @@ setup(
     extras_require={
         'openvino': ['openvino>=2026.4'],
         'int8': ['openvino>=2026.4', 'nncf>=3.4'],
+        'ray': ['ray>=2.60'],      # 2.50 lost actors of living machines, and started no others, when a machine died
         'test': ['pytest>=8', 'hypothesis>=6', 'build', 'setuptools>=77', 'ruff', 'tensorboard', 'openvino>=2026.4',
-                 'nncf>=3.4', 'sd-parsers>=0.6'],     # another's reader of what we write into pictures
+                 'nncf>=3.4', 'ray>=2.60', 'sd-parsers>=0.6'],     # another's reader of what we write into pictures
     },
     entry_points={
         'console_scripts': ['modelscope-cartoon = modelscope_cartoon.cli:main'],

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_cartoon import mini
+from modelscope_cartoon.batch import cluster
+from modelscope_cartoon.batch.actors import Actors
 from modelscope_cartoon.batch.artist import Artist
 from modelscope_cartoon.batch.crews import ANY_GPU, Alone, Processes
 from modelscope_cartoon.batch.driver import Crew, Heartbeat, draw_all, reclaim
@@ -49,6 +51,9 @@ def add_options(batch: argparse.ArgumentParser) -> None:
     batch.add_argument('--workers', type=int, metavar='N',
                        help='N processes draw, each with a model of its own; default: this one, or one for each of '
                             'several GPUs')
+    batch.add_argument('--ray', nargs='?', const='', metavar='ADDRESS',
+                       help='the machines of a Ray cluster draw: auto, HOST:PORT, local; default: the one that runs '
+                            'here, or one started here')
     batch.add_argument('--batch-size', type=int, default=4, metavar='N', help='pictures drawn together (4)')
     batch.add_argument('--tries', type=int, default=3, metavar='N', help='how often a row may go wrong (3)')
     batch.add_argument('--format', default='png', metavar='NAME', help=', '.join(_FORMATS))
@@ -89,6 +94,8 @@ def _checked(arguments: argparse.Namespace) -> Format:
     for name in ('batch_size', 'tries', 'workers'):
         if (number := getattr(arguments, name)) is not None and not 1 <= number <= 1000:
             raise InvalidRequest(f'--{name.replace("_", "-")} is {number}; accepted: a whole number from 1 to 1000.')
+    if arguments.ray is not None:
+        cluster.check(arguments.ray, arguments.device)
     form = look_up('format', arguments.format, _FORMATS)
     parse_request({'text': '', **_shared(arguments, form)})
     return form
@@ -172,6 +179,8 @@ def crew(arguments: argparse.Namespace, form: Format) -> Crew:
     options = {'device': arguments.device, 'dtype': arguments.dtype, 'memory': arguments.memory,
                'backend': arguments.backend, 'lora_dir': arguments.lora_dir}
     artist = Artist(arguments.model or mini.NAME, arguments.batch_size, _shared(arguments, form), **options)
+    if arguments.ray is not None:
+        return Actors(artist, arguments.ray, arguments.workers)
     if arguments.workers:
         return Processes(artist, arguments.workers)
     import torch

@@ -157,7 +157,7 @@ def test_what_a_command_that_is_gone_had_leased_is_queued_at_once_and_its_remain
     (Refused('wrong', final=True), 3, ['failed']),
     (Refused('broken', final=False), 1, ['failed']),
     (Death('signal 9'), 3, ['queued', 'queued', 'failed']),
-    (Death('signal 9', loading=True), 1, ['queued', 'queued', 'queued']),
+    (Death('signal 9', blameless=True), 1, ['queued', 'queued', 'queued']),
 ])
 def test_a_row_fails_after_its_tries_with_its_reason(answer, tries, states, ledger):
     queue(ledger, jobs('a'))

@@ -19,9 +19,9 @@ _FLUSHING = 8      # files at once: the disk flushes many in the time of one
 
 
 class Death(NamedTuple):
-    """The worker ended while it drew, or (loading) before it could."""
+    """The worker ended while it drew. blameless: the rows are not why; it was loading, or its machine is gone."""
     reason: str
-    loading: bool = False
+    blameless: bool = False
 
 
 class Event(NamedTuple):
@@ -75,7 +75,7 @@ class Keeper:
         if isinstance(outcome, Drawn):
             self._ledger.record(job.id, list(self._placed(job, outcome, files)), round(outcome.seconds, 4))
             return Event(job.id, 'done')
-        if isinstance(outcome, Death) and outcome.loading:
+        if isinstance(outcome, Death) and outcome.blameless:
             self._ledger.queue_again([job.id])
             return Event(job.id, 'again')
         alone = isinstance(outcome, Refused) or company == 1
