@@ -11,6 +11,8 @@ from adapters import build_adapter
 from loophub_uploads import UploadHub
 from test_publish import publish, run_snippet
 
+from modelscope_cartoon import metadata
+
 pytest.importorskip('modelscope_cartoon.lora')
 pytest_plugins = ['hosting']
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='the tests fork; the code does not')
@@ -31,6 +33,8 @@ def test_an_adapter_is_published_with_its_base_named_and_the_snippet_draws_with_
         folder = hub.root / ADAPTER / 'master'
         assert json.loads((folder / 'configuration.json').read_text())['model']['base_model'] == BASE
         card = (folder / 'README.md').read_text(encoding='utf-8')
+        recipe = json.loads(metadata.read(folder / 'description' / '1.png').recipe)
+        assert recipe['model']['adapter'] == ADAPTER and recipe['used']['loras'][0]['name'] == ADAPTER.split('/')[1]
         assert 'base_model_relation: adapter' in card and 'Anna' not in card + (folder / 'recipe.json').read_text()
         drawn = zygote.run(run_snippet, card, str(tmp_path), **client(hub.endpoint))
     assert drawn['prompt'] == 'ink style, a portrait painting of a woman with red hair'

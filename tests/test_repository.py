@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from modelscope_cartoon import metadata, picture_recipe
 from modelscope_cartoon.errors import CartoonError, InvalidRequest, PublishError
 from modelscope_cartoon.publish.repository import build_repository, read_repository
 
@@ -181,3 +182,10 @@ def test_a_folder_that_is_there_is_never_written_over(tiny_folder, tmp_path):
 
 def test_two_builds_are_the_same_bytes(built, legacy, tmp_path):
     assert build_repository(legacy, tmp_path / 'again', FLAT, revision='v1.0.0').files == built.files
+
+
+def test_the_sample_pictures_say_how_they_were_drawn_under_the_hubs_names(built):
+    found = metadata.read(built.folder / 'description' / '1.png')
+    recipe = picture_recipe.parse(found.recipe)
+    assert (recipe['model']['id'], recipe['model']['revision'], recipe['model']['adapter']) == (FLAT, 'v1.0.0', None)
+    assert found.aigc and found.source_type and f'Model: {FLAT}' in found.parameters
