@@ -55,7 +55,10 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
-        cluster = Cluster(True, head_node_args={**NODE, '_system_config': SOON, 'temp_dir': folder})
+        patch.setenv('RAY_TMPDIR', folder)     # where Cluster writes its address, into a folder that it doesn't make
+        home = Path(folder, 'ray')
+        home.mkdir()
+        cluster = Cluster(True, head_node_args={**NODE, '_system_config': SOON, 'temp_dir': str(home)})
         yield cluster
         cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
