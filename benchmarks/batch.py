@@ -80,7 +80,7 @@ class Ready:
 
     def draw(self, requests: Sequence[dict[str, Any]]) -> list[Any]:
         from modelscope_cartoon.batch.artist import Drawn
-        return [Drawn([self._image], [self._recipe], 0.0) for _ in requests]
+        return [Drawn([self._image], [{**self._recipe, 'request': request}], 0.0) for request in requests]
 
 
 def write_jobs(path: Path, count: int, **more: Any) -> Path:

@@ -118,9 +118,10 @@ def _tags_told(jobs: Iterable[Job]) -> Iterator[Job]:
     for job in jobs:
         if len(said) < _TAGS and (new := job.tags.keys() - said):
             said |= new
-            names = ', '.join(f'{name!r}{did_you_mean(name, COLUMNS)}' for name in sorted(new))
-            print(f'columns that are no fields of a request are kept as tags: {names}', file=sys.stderr)
         yield job
+    if said:
+        names = ', '.join(f'{name!r}{did_you_mean(name, COLUMNS)}' for name in sorted(said))
+        print(f'columns that are no fields of a request are kept as tags: {names}', file=sys.stderr)
 
 
 def _check_belonging(ledger: Ledger, arguments: argparse.Namespace, form: Format) -> None:

@@ -11,7 +11,7 @@ from modelscope_cartoon import a1111
 from modelscope_cartoon.errors import InvalidRequest, UnknownOption
 from modelscope_cartoon.lora_choice import LoraShelf
 from modelscope_cartoon.presets import ROWS as PRESETS
-from modelscope_cartoon.recorded import FIELDS, Recorded, model_of, plain, read, request_of
+from modelscope_cartoon.recorded import FIELDS, Recorded, flaw_of, model_of, plain, read, request_of
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
 
 # what an option of draw holds where it wasn't given; the others hold None
@@ -30,6 +30,8 @@ def filled(arguments: argparse.Namespace) -> argparse.Namespace:
     """draw's arguments, what wasn't given as -C's file has it; says on stderr what can't be taken over."""
     recorded = read(arguments.config_from_metadata)
     given = _given(arguments)
+    if flaw := flaw_of(recorded):
+        print(f'{plain(recorded.file)} is damaged ({flaw}); what it says of its drawing is used.', file=sys.stderr)
     if recorded.recipe is not None:
         taken = _of_recipe(recorded, arguments)
     elif recorded.parameters and not recorded.faults:

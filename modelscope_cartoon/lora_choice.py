@@ -134,8 +134,9 @@ class LoraShelf:
         key = by_fold.get(name.strip().casefold().removesuffix('.safetensors'))
         if key is None:
             names = ', '.join(list(known)[:20]) or 'none'
-            raise UnknownOption(f'no LoRA {name!r}{did_you_mean(name, known)}; names known here: {names}; lora= takes '
-                                f'a file or folder too, lora_dir= a folder of them (./{DEFAULT_FOLDER} by itself).')
+            raise UnknownOption(f'no LoRA {name!r}{did_you_mean(name, known)}; names known here: {names}; lora= '
+                                f'(--lora) takes a file or folder too, lora_dir= (--lora-dir) a folder of them '
+                                f'(./{DEFAULT_FOLDER} by itself).')
         return LoraChoice(key, known[key], scale)
 
     def _is_known(self, name: str) -> bool:

@@ -2,20 +2,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
-import logging
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from modelscope_cartoon import drawing, sheet_pictures
 from modelscope_cartoon.errors import InvalidPrompt, ModelError
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.formats import format_of_suffix
-from modelscope_cartoon.log import logger
+from modelscope_cartoon.log import each_warning_once
 from modelscope_cartoon.presets import ROWS as PRESETS
 from modelscope_cartoon.request import parse_request
 from modelscope_cartoon.schedulers import ROWS as SCHEDULERS
@@ -44,8 +41,8 @@ def add_options(sheet: argparse.ArgumentParser) -> None:
     sheet.add_argument('--preset', metavar='NAME', help=', '.join(row.name for row in PRESETS))
     sheet.add_argument('--negative-prompt', help='what not to draw')
     sheet.add_argument('--no-trigger', action='store_true', help="leave the style's trigger words out")
-    sheet.add_argument('--height', type=int)
-    sheet.add_argument('--width', type=int)
+    sheet.add_argument('--height', type=int, help="pixels, a multiple of 8; default: the model's own")
+    sheet.add_argument('--width', type=int, help='the same')
     sheet.add_argument('--guidance-interval', nargs=2, type=float, metavar=('START', 'STOP'))
     sheet.add_argument('--cache-interval', type=int, metavar='N')
     sheet.add_argument('--lora', nargs='+', action='append', default=[], metavar=('PATH', 'SCALE'),
@@ -74,7 +71,7 @@ def sheet(arguments: argparse.Namespace) -> int:
     """Draws what is missing, writes the sheet as a picture and as a page; exit code 1 where a picture failed."""
     target = _target(arguments.output)
     page = _empty(arguments)
-    with _each_warning_once():
+    with each_warning_once(set()):
         drawn = _draw(arguments, page.cells, target.with_suffix('.pictures'))
     if all(cell.fault for cell in page.cells):
         raise ModelError(f'no picture could be drawn: {page.cells[0].fault}')
@@ -141,22 +138,6 @@ def _draw(arguments: argparse.Namespace, cells: list[Cell], folder: Path) -> int
             left = (time.perf_counter() - started) / done * (total - done)
             print(f'{len(cells) - total + done} of {len(cells)} pictures ({left:.0f} s left)', file=sys.stderr)
     return sum(cell.fault is None for some in missing.values() for cell in some)
-
-
-@contextlib.contextmanager
-def _each_warning_once() -> Iterator[None]:
-    """What there is to say about a prompt would be said again with each batch."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in said
-        said.add(record.getMessage())
-        return new
-    logger.addFilter(is_new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_new)
 
 
 def _write(page: Sheet, target: Path) -> None:

@@ -46,7 +46,7 @@ def chunk(tokenizer: Any, text: str) -> list[Chunk]:
         if piece.text is None:
             chunks.append([])
             continue
-        for token in tokenizer(piece.text, add_special_tokens=False).input_ids:
+        for token in tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids:
             if len(chunks[-1]) == room:
                 chunks.append([] if token == comma else _after_last_comma(chunks[-1], comma))
             chunks[-1].append((token, piece.weight))

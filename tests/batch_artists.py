@@ -33,5 +33,6 @@ class Quick:
                 raise DeviceLost('no GPU any more')
             if request['text'] == 'sleep':
                 time.sleep(600)
-        return [Drawn([f'{request["text"]} by {os.getpid()} on {self.options["device"]}'.encode()], [{}], 0.1)
+        where = f'by {os.getpid()} on {self.options["device"]}'
+        return [Drawn([f'{request["text"]} {where}'.encode()], [{'request': {'seed': 0, **request}}], 0.1)
                 for request in requests]

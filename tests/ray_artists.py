@@ -36,7 +36,8 @@ class Stub(Artist):
             os.kill(os.getpid(), signal.SIGKILL)
         for request in requests:
             self.note('ends', request['text'])
-        return [Drawn([f'{request["text"]} {request["seed"]}'.encode()], [{}], 0.1) for request in requests]
+        return [Drawn([f'{request["text"]} {request["seed"]}'.encode()], [{'request': request}], 0.1)
+                for request in requests]
 
     def note(self, verb: str, text: str) -> None:
         with self.log.open('a') as file:

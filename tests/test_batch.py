@@ -146,7 +146,7 @@ def test_another_model_or_format_in_the_same_folder_is_refused(options, words, b
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['none.jsonl', '-o', 'out'], "none.jsonl can't be read"),
+    (['none.jsonl', '-o', 'out'], "none.jsonl: there is no such file."),
     (['jobs.jsonl'], 'give a file of rows and --output'),
     (['-o', 'out'], 'give a file of rows and --output'),
     (['jobs.jsonl', '-o', 'out', '--batch-size', '0'], '--batch-size is 0'),
@@ -205,3 +205,9 @@ def test_an_artist_can_be_sent_anywhere_and_brings_plain_data_back(tiny_folder):
     assert isinstance(good, Drawn) and good.images[0].startswith(b'\x89PNG')
     assert good.recipes[0]['request']['text'] == 'a cat 0'
     assert isinstance(bad, Refused) and bad.final and 'style is' in bad.reason
+
+
+def test_a_warning_is_said_once_however_many_rows_it_is_about(batch):
+    rows = [{'text': f'a 猫 {i}', 'num_inference_steps': 1} for i in range(6)]
+    _, _, err = batch(write(*rows), '-o', 'out', '--batch-size', 2)
+    assert err.count("can't read: 猫") == 1

@@ -1,6 +1,7 @@
 """The ledger's promises: who has which row, for how long, and what becomes of it."""
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 import tracemalloc
@@ -15,6 +16,7 @@ from modelscope_cartoon.batch.driver import Heartbeat, reclaim
 from modelscope_cartoon.batch.jobs import job_of
 from modelscope_cartoon.batch.keeping import Death, Keeper
 from modelscope_cartoon.batch.ledger import Ledger
+from modelscope_cartoon.batch.manifest import write_manifest
 from modelscope_cartoon.batch.presence import Presence
 from modelscope_cartoon.batch.queueing import missing, queue
 from modelscope_cartoon.errors import InvalidRequest, OutputError
@@ -38,7 +40,7 @@ def keeper(ledger: Ledger, tries: int = 3) -> Keeper:
 
 
 def drawn(*leased) -> list[Drawn]:
-    return [Drawn([job.id.encode()], [{}], 0.1) for job in leased]
+    return [Drawn([job.id.encode()], [{'request': job.request}], 0.1) for job in leased]
 
 
 def texts(leased) -> list[str]:
@@ -201,13 +203,23 @@ def test_a_row_that_can_not_be_a_request_is_recorded_and_not_tried_again(ledger)
 def test_files_are_named_by_prompt_and_id_and_numbered_where_a_row_has_several(ledger, tmp_path):
     queue(ledger, [*jobs('A fox, sitting!'), *jobs('一只猫' * 30, num_images_per_prompt=2), *jobs('')])
     leased = ledger.lease('w', 9)
-    answers = [Drawn([b'x'] * n, [{}] * n, 0.1) for n in (1, 2, 1)]
+    answers = [Drawn([b'x'] * n, [{'request': job.request}] * n, 0.1) for job, n in zip(leased, (1, 2, 1))]
     keeper(ledger).keep('w', leased, answers)
     one, two, three = (job.id for job in leased)
     cats = ('一只猫' * 30)[:40]
     assert sorted(path.name for path in tmp_path.glob('*.png')) == sorted([
         f'a-fox-sitting-{one}.png', f'{cats}-{two}-1.png', f'{cats}-{two}-2.png', f'{three}.png'])
     assert not list((tmp_path / 'aside').iterdir())
+
+
+def test_a_file_begins_with_its_own_prompt_and_the_manifest_has_it(ledger, tmp_path):
+    queue(ledger, jobs(['a cat', 'a dog']))
+    [job] = ledger.lease('w', 9)
+    recipes = [{'request': {'text': text, 'seed': seed}} for seed, text in enumerate(job.request['text'])]
+    keeper(ledger).keep('w', [job], [Drawn([b'x', b'y'], recipes, 0.1)])
+    lines = [json.loads(line) for line in write_manifest(ledger, tmp_path, tmp_path).read_text('utf-8').splitlines()]
+    assert [(line['file'], line['text'], line['seed']) for line in lines] == [
+        (f'a-cat-{job.id}-1.png', 'a cat', 0), (f'a-dog-{job.id}-2.png', 'a dog', 1)]
 
 
 def test_a_done_row_whose_file_is_gone_is_found(ledger, tmp_path):

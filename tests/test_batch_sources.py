@@ -99,7 +99,7 @@ def test_a_csv_line_with_too_many_values_fails_alone(tmp_path):
 
 
 @pytest.mark.parametrize('name, content, words', [
-    ('none.jsonl', None, "can't be read"),
+    ('none.jsonl', None, 'there is no such file'),
     ('empty.jsonl', '\n\n', 'has no row in it'),
     ('empty.csv', 'text,seed\n', 'has no row in it'),
     ('jobs.xlsx', 'x', "unknown file ending '.xlsx'; accepted: .jsonl"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from modelscope_cartoon.drawing import model_of
 from modelscope_cartoon.errors import CartoonError
+from modelscope_cartoon.log import each_warning_once
 
 
 class Drawn(NamedTuple):
@@ -40,6 +41,7 @@ class Artist:
     def __init__(self, model: str, batch_size: int, shared: dict[str, Any], **options: Any):
         self.model, self.batch_size, self.shared, self.options = model, batch_size, shared, options
         self._loaded: tuple[str, Any] = ('', None)
+        self._said: set[str] = set()
 
     def load(self, request: dict[str, Any]) -> Any:
         """The pipeline that draws `request`; CartoonError where its model can't be loaded."""
@@ -60,7 +62,8 @@ class Artist:
         pipe = self.load(requests[0])
         started = time.perf_counter()
         try:
-            outputs = pipe([{**self.shared, **request} for request in requests], batch_size=self.batch_size)
+            with each_warning_once(self._said):
+                outputs = pipe([{**self.shared, **request} for request in requests], batch_size=self.batch_size)
         except Exception as error:
             if _is_of_the_device(error):
                 raise DeviceLost(f'the GPU stopped working ({error}); give the same command again.') from error

@@ -84,10 +84,9 @@ class Keeper:
         return Event(job.id, 'failed' if failed else 'again', outcome.reason)
 
     def _placed(self, job: Leased, outcome: Drawn, files: Sequence[tuple[Path, bytes]]) -> Iterator[dict[str, Any]]:
-        text = job.request['text']
-        stem = '-'.join(filter(None, [slug(text if isinstance(text, str) else text[0]), job.id]))
         for i, ((aside, data), recipe) in enumerate(zip(files, outcome.recipes), 1):
-            name = f'{stem}{f"-{i}" if len(files) > 1 else ""}{self._suffix}'
+            number = str(i) if len(files) > 1 else ''
+            name = '-'.join(filter(None, [slug(recipe['request']['text']), job.id, number])) + self._suffix
             os.replace(aside, self._output / name)
             yield {'file': name, 'sha256': hashlib.sha256(data).hexdigest(), 'recipe': recipe}
 

@@ -38,5 +38,6 @@ def _lines(entry: Entry) -> Iterator[dict[str, Any]]:
         yield {'id': entry.id, 'failed': entry.reason, 'tries': entry.tries, 'request': entry.request,
                'tags': entry.tags}
     for picture in entry.pictures:
-        yield {'id': entry.id, 'file': picture['file'], 'sha256': picture['sha256'], 'seconds': entry.seconds,
-               'tags': entry.tags, 'recipe': picture['recipe']}
+        asked = picture['recipe']['request']
+        yield {'id': entry.id, 'file': picture['file'], 'text': asked['text'], 'seed': asked['seed'],
+               'sha256': picture['sha256'], 'seconds': entry.seconds, 'tags': entry.tags, 'recipe': picture['recipe']}

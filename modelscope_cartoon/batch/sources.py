@@ -35,6 +35,8 @@ def rows(path: Path) -> Iterator[Row]:
     try:
         for count, row in enumerate(read(path), 1):     # noqa: B007
             yield row
+    except FileNotFoundError:
+        raise InvalidRequest(f'{path}: there is no such file.') from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidRequest(f'{path} can\'t be read after row {count} ({error}).' if count else
                              f'{path} can\'t be read ({error}).') from error
@@ -60,7 +62,7 @@ def _parsed(line: bytes, number: int) -> Row:
     try:
         row = json.loads(line.decode(), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        return Unreadable(_begin(line), f'line {number} is no JSON ({error}).')
+        return Unreadable(_begin(line), f'line {number} is no JSON ({getattr(error, "msg", error)}).')
     if isinstance(row, str):
         return {'text': row}
     if not isinstance(row, dict):

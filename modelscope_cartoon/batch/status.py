@@ -30,7 +30,7 @@ def rows_of(count: int) -> str:
 def failures(found: dict[str, Any]) -> Iterator[str]:
     """A line for each failed row of a summary."""
     for row in found['failed']:
-        what = str(row['request'].get('text', row['request'].get('line', '')))
+        what = str(next((row['request'][key] for key in ('text', 'line') if key in row['request']), row['request']))
         yield f'{row["id"]} {what[:40]!r} failed: {row["reason"]}'
     if (more := found['rows']['failed'] - len(found['failed'])) > 0:
         yield f'and {more:,} more'
