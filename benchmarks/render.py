@@ -2,8 +2,8 @@
 
     python -m benchmarks.render benchmarks/results/cpu_<date>.json ... [--into docs/performance.md] [--pictures DIR]
 
-Each result goes between its own markers, <!-- benchmark cpu --> and <!-- /benchmark cpu -->: cpu and gpu for Stable
-Diffusion 2.1, mini-cpu and mini-gpu for the embedded model. What no result is given for stays as it is.
+Each result goes between its own markers, <!-- benchmark cpu --> and <!-- /benchmark cpu -->: cpu, cpu-int8 (with our
+int8 backend) and gpu for Stable Diffusion 2.1, mini-cpu and mini-gpu for the embedded model. What no result is given for stays as it is.
 """
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def read(path: Path) -> Result:
 
 
 def key(result: Result) -> str:
-    return result['kind'] if result['model']['sd21'] else f'{result["model"]["name"]}-{result["kind"]}'
+    kind = result['kind'] + ('-int8' if 'int8' in result['sides'] else '')
+    return kind if result['model']['sd21'] else f'{result["model"]["name"]}-{kind}'
 
 
 def block(result: Result, path: Path, document: Path, pictures: Path) -> str:
