@@ -3,7 +3,8 @@
     python -m benchmarks.render benchmarks/results/cpu_<date>.json ... [--into docs/performance.md] [--pictures DIR]
 
 Each result goes between its own markers, <!-- benchmark cpu --> and <!-- /benchmark cpu -->: cpu, cpu-int8 (with our
-int8 backend) and gpu for Stable Diffusion 2.1, mini-cpu and mini-gpu for the embedded model. What no result is given for stays as it is.
+int8 backend) and gpu for Stable Diffusion 2.1, mini-cpu and mini-gpu for the embedded model. What no result is
+given for stays as it is.
 """
 from __future__ import annotations
 
