@@ -140,7 +140,8 @@ def bytes_read() -> int:
 
 
 def sharing(first: Path, second: Path) -> dict[str, int]:
-    """Memory that a second model with the same VAE and text encoder adds, its own UNet taken off."""
+    """Memory that a second model adds while both are there. All its weights are equal to the first one's, in other
+    files."""
     from modelscope_cartoon import load_pipeline
     os.environ['MODELSCOPE_CARTOON_CACHE'] = os.environ['MODELSCOPE_CARTOON_CACHE'] + '-empty'
     one = load_pipeline(first, device='cpu', dtype='bfloat16')
@@ -148,8 +149,9 @@ def sharing(first: Path, second: Path) -> dict[str, int]:
     other = load_pipeline(second, device='cpu', dtype='bfloat16')
     parts = {name: sum(p.nbytes for p in getattr(one.pipeline, name).parameters())
              for name in ('unet', 'vae', 'text_encoder')}
+    added = memory()['VmRSS'] - before
     del other
-    return {**parts, 'second_model_added': memory()['VmRSS'] - before}
+    return {**parts, 'second_model_added': added}
 
 
 @torch.no_grad()

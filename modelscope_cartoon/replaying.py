@@ -69,8 +69,9 @@ def _lines(entry: dict[str, Any]) -> Iterator[str]:
     if entry['bit_equal']:
         yield f'{plain(entry["file"])}: bit-equal{kept}'
         return
-    far = '' if entry['share'] is None else (f': {entry["share"]:.2%} of the values differ, by {entry["largest"]} of '
-                                             f'255 grey levels at most and {entry["mean"]:.3g} on average')
+    far = '' if entry['share'] is None else (
+        f': {100 * entry["share"]:.3g} % of the values differ, by {entry["largest"]} of 255 grey levels at most and '
+        f'{entry["mean"]:.3g} on average')
     yield f'{plain(entry["file"])}: different{far}{kept}'
     yield from (f'  {reason}' for reason in entry['reasons'])
 
