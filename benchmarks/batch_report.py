@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.render import DOCS, read, replaced
+from benchmarks.render import DOCS, link, read, replaced
 from benchmarks.stats import spread
 from benchmarks.tables import table
 from modelscope_cartoon.files import write_file
@@ -24,9 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     text = arguments.into.read_text(encoding='utf-8')
     for path in arguments.results:
         result = read(path)
-        link = Path(os.path.relpath(path.resolve(), arguments.into.resolve().parent)).as_posix()
         told = _SECTIONS[result['kind']](result)
-        text = replaced(text, result['kind'], f'{told}\n\nEvery sample: [{path.name}]({link}).')
+        text = replaced(text, result['kind'], f'{told}\n\nEvery sample: [{path.name}]({link(path, arguments.into)}).')
     write_file(arguments.into, text.encode())
 
 

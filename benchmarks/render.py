@@ -55,11 +55,11 @@ def block(result: Result, path: Path, document: Path, pictures: Path) -> str:
     except ImportError as error:
         print(f'no plot ({error}); pip install -r benchmarks/requirements.txt', file=sys.stderr)
         picture = None
-    plot = f'![Seconds of a picture, side by side]({_link(picture, document)})\n\n' if picture else ''
-    return f'{plot}{section(result)}\n\nEvery sample: [{path.name}]({_link(path, document)}).'
+    plot = f'![Seconds of a picture, side by side]({link(picture, document)})\n\n' if picture else ''
+    return f'{plot}{section(result)}\n\nEvery sample: [{path.name}]({link(path, document)}).'
 
 
-def _link(target: Path, document: Path) -> str:
+def link(target: Path, document: Path) -> str:
     return Path(os.path.relpath(target.resolve(), document.resolve().parent)).as_posix()
 
 

@@ -51,14 +51,14 @@ class _Parser(argparse.ArgumentParser):
 def _add_commands(parser: argparse.ArgumentParser) -> Any:
     commands = parser.add_subparsers(dest='cartoon_command', metavar='COMMAND', required=True)
     _add_draw(commands.add_parser('draw', help='draw pictures from a prompt'))
-    _add_sheet(commands.add_parser('sheet', help='styles, seeds, settings against each other: one picture, one page'))
-    _add_inspect(commands.add_parser('inspect', help="what a picture's file says of how it was drawn"))
-    _add_replay(commands.add_parser('replay', help='draw a picture again from its file, and compare'))
+    _with_own_options(commands, 'sheet', 'styles, seeds, settings against each other: one picture, one page')
+    _with_own_options(commands, 'inspect', "what a picture's file says of how it was drawn")
+    _with_own_options(commands, 'replay', 'draw a picture again from its file, and compare')
     _add_publish(commands.add_parser('publish', help='build a model repository, check it, and upload it to the hub'))
     _add_prepare(commands.add_parser('prepare', help='convert a model once, so that it starts faster and smaller'))
-    _add_compare(commands.add_parser('compare', help='your prompts through presets and backends, side by side'))
-    _add_batch(commands.add_parser('batch', help='a file of requests into a folder, whatever ends the process'))
-    _add_train(commands.add_parser('train', help='teach a model a style from 10 to 100 pictures'))
+    _with_own_options(commands, 'compare', 'your prompts through presets and backends, side by side')
+    _add_metadata(_with_own_options(commands, 'batch', 'a file of requests into a folder, whatever ends the process'))
+    _with_own_options(commands, 'train', 'teach a model a style from 10 to 100 pictures')
     for name, text in (('styles', 'list the styles'), ('doctor', 'what is installed, cached, slow or missing')):
         commands.add_parser(name, help=text).add_argument('--json', action='store_true', help='machine-readable output')
     commands.choices['doctor'].add_argument('--verify', action='store_true', help="check every model's files")
@@ -139,35 +139,15 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument('--json', action='store_true', help='machine-readable output')
 
 
-def _add_compare(compare: argparse.ArgumentParser) -> None:
-    from modelscope_cartoon.comparing import add_options
-    add_options(compare)
+def _with_own_options(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A command whose module adds its options itself."""
+    parser = commands.add_parser(name, help=text)
+    _module(name).add_options(parser)
+    return parser
 
 
-def _add_inspect(inspect: argparse.ArgumentParser) -> None:
-    from modelscope_cartoon.inspecting import add_options
-    add_options(inspect)
-
-
-def _add_replay(replay: argparse.ArgumentParser) -> None:
-    from modelscope_cartoon.replaying import add_options
-    add_options(replay)
-
-
-def _add_sheet(sheet: argparse.ArgumentParser) -> None:
-    from modelscope_cartoon.sheeting import add_options
-    add_options(sheet)
-
-
-def _add_batch(batch: argparse.ArgumentParser) -> None:
-    from modelscope_cartoon.batching import add_options
-    add_options(batch)
-    _add_metadata(batch)
-
-
-def _add_train(train: argparse.ArgumentParser) -> None:
-    from modelscope_cartoon.teaching import add_options
-    add_options(train)
+def _module(command: str) -> Any:
+    return importlib.import_module(f'modelscope_cartoon.{_COMMANDS[command].partition(".")[0]}')
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -192,8 +172,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
-    module, _, function = _COMMANDS[arguments.cartoon_command].partition('.')
-    return getattr(importlib.import_module(f'modelscope_cartoon.{module}'), function)(arguments)
+    function = _COMMANDS[arguments.cartoon_command].partition('.')[2]
+    return getattr(_module(arguments.cartoon_command), function)(arguments)
 
 
 def list_styles(arguments: argparse.Namespace) -> int:

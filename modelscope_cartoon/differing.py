@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from modelscope_cartoon import metadata
+from modelscope_cartoon.picture_recipe import PACKAGES
 from modelscope_cartoon.recorded import Recorded, plain
 
 _LOSSY = ('JPEG', 'WEBP')
-_PACKAGES = ('torch', 'diffusers', 'transformers', 'modelscope', 'modelscope-cartoon')
 # what may differ between two recipes of one picture, and what to call that
 _CAUSES = (
     (('model', 'weights_hash'), 'other weights'), (('model', 'revision'), 'another revision of the model'),
     (('model', 'adapter'), 'another LoRA that is always on'),
     (('used', 'prompt'), 'other words reached the model'),
     (('used', 'negative_prompt'), 'another negative prompt reached the model'),
-    *((('versions', name), f'another version of {name}') for name in _PACKAGES),
+    *((('versions', name), f'another version of {name}') for name in (*PACKAGES, 'modelscope-cartoon')),
     (('machine', 'backend'), 'another backend'), (('machine', 'dtype'), 'another precision'),
     (('machine', 'device'), 'another device'), (('machine', 'processor'), 'another processor'),
     (('machine', 'memory'), 'another memory mode'), (('machine', 'threads'), 'another number of threads'),

@@ -68,6 +68,12 @@ class OutputError(CartoonError, OSError):
     code = 'cannot_write'
 
 
+def words_of(error: Exception) -> str:
+    """One line: ours are sentences already, of others the kind is said too."""
+    told = str(error) if isinstance(error, CartoonError) else f'{type(error).__name__}: {error}'
+    return ' '.join(told.split())
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C. `outputs` holds what was finished before: a list of the dicts that the pipeline returns."""
 

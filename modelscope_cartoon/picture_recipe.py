@@ -29,7 +29,7 @@ from modelscope_cartoon.request import GenerationRequest, Picture
 
 SCHEMA = 1
 _LARGEST = 2**20      # characters; two prompts of 10,000 that are all escapes take a quarter of it
-_PACKAGES = ('torch', 'diffusers', 'transformers', 'modelscope')
+PACKAGES = ('torch', 'diffusers', 'transformers', 'modelscope')
 # what a request has besides its own prompts, seed and size; a picture's share of it is the same
 _SHARED = ('style', 'trigger', 'preset', 'num_inference_steps', 'guidance_scale', 'guidance_interval',
            'guidance_rescale', 'clip_skip', 'eta', 'scheduler', 'cache_interval', 'label')
@@ -70,7 +70,7 @@ def _noise(request: GenerationRequest) -> str:
 
 @cache
 def versions() -> Mapping[str, str]:
-    return {'modelscope-cartoon': __version__, **{name: _version(name) for name in _PACKAGES}}
+    return {'modelscope-cartoon': __version__, **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from modelscope_cartoon import __version__
 from modelscope_cartoon.errors import InvalidRequest
+from modelscope_cartoon.labels import VISIBLE
 from modelscope_cartoon.presets import EXACT
 from modelscope_cartoon.styles import styles
 
@@ -51,7 +52,7 @@ class Sheet:
     sections: list[Section]
     note: str = ''         # a line below the title
     settings: str = ''     # what is the same for all pictures
-    maker: str = f'AI生成 AI-generated · modelscope-cartoon {__version__}'
+    maker: str = f'{VISIBLE} · modelscope-cartoon {__version__}'
 
     @property
     def cells(self) -> list[Cell]:

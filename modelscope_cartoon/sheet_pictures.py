@@ -12,7 +12,7 @@ from modelscope_cartoon import metadata, picture_recipe
 from modelscope_cartoon.cache import known_sha256, weights_hash
 from modelscope_cartoon.candidates import free
 from modelscope_cartoon.configuration import configuration, lora_folders
-from modelscope_cartoon.errors import CartoonError, InvalidRequest, UnknownOption
+from modelscope_cartoon.errors import InvalidRequest, UnknownOption, words_of
 from modelscope_cartoon.files import write_file
 from modelscope_cartoon.folder import ModelFolder, file_sha256
 from modelscope_cartoon.hub import base_folder, local_model
@@ -27,7 +27,10 @@ def place(cells: Iterable[Cell], folder: Path, model: str, lora_dir: str | None,
     """Says where each cell's picture is kept: <folder>/<id>.png. The id is a hash of its request, of the weights that
     `model` has now, and of `how` it is drawn: another setting, a model trained further, and it is another picture.
     """
-    own, weights = _own_loras(model), fingerprint(model)
+    given = local_model(model)
+    base = base_folder(given)
+    own = lora_folders(base, configuration(base)['preprocessor'].get('loras'))
+    weights = _fingerprint(given, base, own.values())
     shelf = LoraShelf(own, lora_dir)
     for cell in cells:
         request = asdict(parse_request(cell.request))
@@ -37,20 +40,16 @@ def place(cells: Iterable[Cell], folder: Path, model: str, lora_dir: str | None,
         cell.picture = folder / f'{hashlib.sha256(decides.encode()).hexdigest()[:20]}.png'
 
 
-def fingerprint(model: str) -> list[Any]:
-    """What `model` is at present: hashes of all its weights, its LoRAs among them, and what it says about drawing."""
-    folder = local_model(model)
-    base = base_folder(folder)
-    loras = [*_own_loras(model).values(), *([folder] if folder != base else [])]
+def _fingerprint(folder: str, base: str, own_loras: Iterable[str]) -> list[Any]:
+    """What a model is at present: hashes of all its weights, its LoRAs among them, and what it says about drawing.
+
+    folder: the model's; base: that of the model that draws, another one where `folder` is a LoRA's.
+    """
+    loras = [*own_loras, *([folder] if folder != base else [])]
     scheduler = Path(base, 'scheduler', 'scheduler_config.json')
     return [weights_hash(ModelFolder(base)), *(known_sha256(weights_file(lora)) for lora in loras),
             file_sha256(scheduler) if scheduler.is_file() else None,
             *(configuration(one)['preprocessor'] for one in dict.fromkeys([folder, base]))]
-
-
-def _own_loras(model: str) -> dict[str, str]:
-    base = base_folder(local_model(model))
-    return lora_folders(base, configuration(base)['preprocessor'].get('loras'))
 
 
 def missing(cells: Iterable[Cell]) -> list[Cell]:
@@ -117,6 +116,5 @@ def _draw(pipe: Any, cells: list[Cell]) -> None:
 
 
 def fail(cells: Iterable[Cell], error: Exception) -> None:
-    words = str(error) if isinstance(error, CartoonError) else f'{type(error).__name__}: {error}'
     for cell in cells:
-        cell.fault = ' '.join(words.split())
+        cell.fault = words_of(error)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from modelscope_cartoon.drawing import model_of
-from modelscope_cartoon.errors import CartoonError
+from modelscope_cartoon.errors import CartoonError, words_of
 from modelscope_cartoon.log import each_warning_once
 
 
@@ -82,5 +82,4 @@ def _is_of_the_device(error: Exception) -> bool:
 
 
 def _refused(error: Exception) -> Refused:
-    told = str(error) if isinstance(error, CartoonError) else f'{type(error).__name__}: {error}'
-    return Refused(' '.join(told.split()), isinstance(error, CartoonError) and error.exit_code == 2)
+    return Refused(words_of(error), isinstance(error, CartoonError) and error.exit_code == 2)
