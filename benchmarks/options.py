@@ -34,6 +34,7 @@ def parser(text: str, kind: str, steps: int) -> argparse.ArgumentParser:
     parsed.add_argument('--memory', type=float, metavar='GIB',
                         help='what the sides may use together; default: 0.9 of what is free')
     parsed.add_argument('--seed', type=int, default=0)
+    parsed.add_argument('--section', help='a section of its own in docs/performance.md (benchmarks.render)')
     date = datetime.datetime.now(datetime.timezone.utc).date()
     parsed.add_argument('--out', type=Path, default=RESULTS / f'{kind}_{date}.json')
     return parsed
@@ -58,7 +59,8 @@ def bench(arguments: argparse.Namespace, kind: str, device: str, size: int) -> I
     result: dict[str, Any] = {
         'schema': SCHEMA, 'kind': kind, 'finished': False, 'command': machine.command(),
         'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'machine': machine.describe(), 'versions': machine.versions(), 'model': model.describe(), 'settings': settings}
+        'machine': machine.describe(), 'versions': machine.versions(), 'model': model.describe(), 'settings': settings,
+        **({'section': arguments.section} if arguments.section else {})}
     with tempfile.TemporaryDirectory(prefix='benchmark-') as work:
         running = Bench(model, device, Path(work), result)
         try:

@@ -3,8 +3,8 @@
     python -m benchmarks.render benchmarks/results/cpu_<date>.json ... [--into docs/performance.md] [--pictures DIR]
 
 Each result goes between its own markers, <!-- benchmark cpu --> and <!-- /benchmark cpu -->: cpu, cpu-int8 (with our
-int8 backend) and gpu for Stable Diffusion 2.1, mini-cpu and mini-gpu for the embedded model. What no result is
-given for stays as it is.
+int8 backend) and gpu for Stable Diffusion 2.1, mini-cpu and mini-gpu for the embedded model; cpu-NAME for a run with
+--section NAME. What no result is given for stays as it is.
 """
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def read(path: Path) -> Result:
 
 
 def key(result: Result) -> str:
-    kind = result['kind'] + ('-int8' if 'int8' in result['sides'] else '')
+    section = result.get('section') or ('int8' if 'int8' in result['sides'] else '')
+    kind = result['kind'] + (f'-{section}' if section else '')
     return kind if result['model']['sd21'] else f'{result["model"]["name"]}-{kind}'
 
 

@@ -3,6 +3,9 @@ the engine when a pipeline is first built.
 """
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __version__ = '0.1.0'
@@ -32,8 +35,22 @@ def __getattr__(name: str) -> Any:
 
     if name not in _LAZY:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = import_module(_LAZY[name])
+    with _no_garbage_collection():
+        module = import_module(_LAZY[name])
     return getattr(module, name)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """While torch, transformers and diffusers are imported the collector runs through all their objects hundreds of
+    times and frees nothing, in a seventh of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 _register()

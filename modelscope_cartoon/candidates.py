@@ -64,7 +64,7 @@ def _save(candidate: Candidate, folder: Path) -> str:
 
 def _load(model: str, request: dict[str, Any], **options: Any) -> Any:
     """Two short pictures first, with guidance and without, so that no first call's work counts as a candidate's."""
-    from modelscope_cartoon.pipeline import load_pipeline
+    from modelscope_cartoon import load_pipeline
 
     pipe = load_pipeline(model, **options)
     if pipe.model.backend != options['backend']:

@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from modelscope_cartoon.candidates import Candidate, draw_all
-from modelscope_cartoon.drawing import read_prompts
+from modelscope_cartoon.drawing import best_device, read_prompts
 from modelscope_cartoon.errors import InvalidPrompt
 from modelscope_cartoon.files import write_json
 from modelscope_cartoon.presets import EXACT, ROWS, get_preset
@@ -60,8 +60,8 @@ def compare(arguments: argparse.Namespace) -> int:
     candidates = [Candidate(backend, one) for backend in _backends(arguments) for one in settings]
     folder = Path(arguments.output)
     for backend, group in itertools.groupby(candidates, key=lambda candidate: candidate.backend):
-        draw_all(list(group), requests, folder, arguments.model, device=_device(arguments), dtype=arguments.dtype,
-                 memory=arguments.memory, backend=backend)
+        draw_all(list(group), requests, folder, arguments.model, device=arguments.device or best_device(),
+                 dtype=arguments.dtype, memory=arguments.memory, backend=backend)
     rows = [_row(candidate, candidates[0]) for candidate in candidates]
     report = {'model': arguments.model, 'requests': requests, 'reference': candidates[0].name, 'candidates': rows,
               'sheet': _write_sheet(candidates, rows, requests, folder, arguments.model)}
@@ -95,18 +95,14 @@ def _backends(arguments: argparse.Namespace) -> list[str]:
 
     names = [backends.parse_backend(name) for name in arguments.backend]
     if 'auto' in names:
-        folder, device = ModelFolder(base_folder(local_model(arguments.model))), create_device(_device(arguments))
+        folder = ModelFolder(base_folder(local_model(arguments.model)))
+        device = create_device(arguments.device or best_device())
         dtype = parse_dtype(arguments.dtype) or best_dtype(device, weights.parameter_bytes(folder, torch.float32))
         for name in backends.NAMES[1:]:
             backend = backends.get_backend(name)
             if not (backend.missing(device) or backend.obstacle(folder)) and backend.recommended(folder, device, dtype):
                 names.append(name)
     return [name for name in dict.fromkeys([_TORCH, *names]) if name != 'auto']
-
-
-def _device(arguments: argparse.Namespace) -> str:
-    import torch
-    return arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
 
 
 def _row(candidate: Candidate, reference: Candidate) -> dict[str, Any]:

@@ -126,14 +126,17 @@ def model_of(model: str | None, style: str | None) -> str:
 
 
 def load(model: str, arguments: argparse.Namespace) -> Any:
-    import torch
-
-    from modelscope_cartoon.pipeline import load_pipeline
+    from modelscope_cartoon import load_pipeline
 
     tell_default(arguments.model)
-    device = arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu')
-    return load_pipeline(model, device=device, dtype=arguments.dtype, memory=arguments.memory,
-                         backend=arguments.backend, lora_dir=arguments.lora_dir)
+    return load_pipeline(model, device=arguments.device or best_device(), dtype=arguments.dtype,
+                         memory=arguments.memory, backend=arguments.backend, lora_dir=arguments.lora_dir)
+
+
+def best_device() -> str:
+    import torch
+
+    return 'gpu' if torch.cuda.is_available() else 'cpu'
 
 
 def slug(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_cartoon import cache, mini
+from modelscope_cartoon.drawing import best_device
 from modelscope_cartoon.errors import ModelError
 from modelscope_cartoon.folder import ModelFolder
 from modelscope_cartoon.hub import base_folder, cached_snapshot, hub_model, local_model
@@ -40,7 +41,7 @@ def _prepare_each(folder: ModelFolder, arguments: argparse.Namespace) -> Iterato
     from modelscope_cartoon.backends.int8 import Int8
     from modelscope_cartoon.precision import parse_dtype
 
-    device = create_device(arguments.device or ('gpu' if torch.cuda.is_available() else 'cpu'))
+    device = create_device(arguments.device or best_device())
     dtype = parse_dtype(arguments.dtype) or torch.bfloat16
     chosen = backends.parse_backend(arguments.backend)
     if arguments.accept:

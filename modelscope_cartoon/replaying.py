@@ -106,7 +106,7 @@ class _Player:
                 'output': str(_save(target, image, now)) if target else None}
 
     def _pipe(self, recorded: Recorded) -> Any:
-        from modelscope_cartoon.pipeline import load_pipeline
+        from modelscope_cartoon import load_pipeline
 
         wanted = (self._arguments.model or model_of(recorded), *_options(recorded, self._arguments).items())
         if self._loaded[0] != wanted:

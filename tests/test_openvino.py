@@ -215,6 +215,14 @@ def test_a_few_sizes_are_kept_compiled(converted):
     assert len(converted.pipeline.unet.graph._compiled) == graphs.KEPT
 
 
+def test_one_compilation_of_the_text_encoder_serves_all_numbers_of_prompts(converted):
+    encoder, ids = converted.pipeline.text_encoder, torch.arange(2 * 77).reshape(2, 77) % 7
+    encoder.graph.forget()
+    both = encoder(ids)[0]
+    assert torch.allclose(encoder(ids[1:])[0], both[1:], atol=1e-5)
+    assert len(encoder.graph._compiled) == 1
+
+
 def test_what_the_stand_ins_can_not_do_is_an_error_that_names_torch(converted):
     with pytest.raises(AttributeError, match="has no 'set_attn_processor'; load the model with backend='torch'"):
         converted.pipeline.unet.set_attn_processor(None)

@@ -36,8 +36,8 @@ def core() -> Any:
 class Graph:
     """`file` (an IR's .xml), compiled for each set of input shapes at its first call and called like a function.
 
-    precision: 'f32', or 'bf16' for what the processor multiplies in it. fixed: compiled for exact shapes, which is
-    about a tenth faster than one compilation for all of them; KEPT of those are held, the oldest given up first.
+    precision: 'f32', or 'bf16' for what the processor multiplies in it. fixed: compiled for exact shapes, and KEPT of
+    those are held, the oldest given up first; else one compilation serves all, and a UNet's calls are a little slower.
     RuntimeError where the file is damaged.
     """
 
@@ -45,12 +45,16 @@ class Graph:
         self.file, self.precision, self.fixed = file, precision, fixed
         self._model = core().read_model(file)     # maps the weights, reads none
         self._compiled: dict[Any, Any] = {}
+        self._is_new = False
         self.makes_room: list[Graph] = []     # what forgets while this is compiled, the moment that needs most memory
 
     def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         """The outputs in the file's order, float32."""
         arrays = [_plain(tensor).numpy() for tensor in tensors]
         results = self._compiled_for([array.shape for array in arrays])(arrays)     # shares inputs, copies outputs
+        if self._is_new:     # without fixed shapes it was this call that rearranged the weights
+            self._is_new = False
+            _give_pages_back(self.file.with_suffix('.bin'))
         return [torch.from_numpy(array) for array in results.to_tuple()]
 
     def _compiled_for(self, shapes: list[tuple[int, ...]]) -> Any:
@@ -71,6 +75,7 @@ class Graph:
             'INFERENCE_PRECISION_HINT': self.precision, 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1,
             'INFERENCE_NUM_THREADS': torch.get_num_threads()})
         _give_pages_back(self.file.with_suffix('.bin'))
+        self._is_new = True
         return compiled
 
     def forget(self) -> None:

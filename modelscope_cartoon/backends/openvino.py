@@ -1,7 +1,6 @@
 """OpenVINO on the CPU: the networks converted once, kept on disk, and run without torch's weights in memory.
-diffusers' pipeline and loop stay as they are; what computes in it are stand-ins (standins.py) around graphs
-(graphs.py) of converted files (conversion.py). LoRAs are merged into weights of their own. Where OpenVINO can't be
-used any more, because the user has put another network into the pipeline, torch takes over and says so.
+diffusers' pipeline and loop stay; what computes in it are stand-ins (standins.py) around graphs (graphs.py) of
+converted files (conversion.py). LoRAs are merged into weights of their own. Once the user replaces one, torch draws.
 """
 from __future__ import annotations
 
@@ -120,7 +119,10 @@ class OpenVINO(Eager):
         return {name: self._graph(target / network / f'{name}.xml') for name in _FILES[network]}
 
     def _graph(self, file: Path) -> Graph:
-        return Graph(file, _precision(self.dtype), self.memory_mode == 'full')
+        return Graph(file, _precision(self.dtype), self._has_fixed_shapes(file))
+
+    def _has_fixed_shapes(self, file: Path) -> bool:
+        return self.memory_mode == 'full' and file.stem != 'text_encoder'     # that is as fast, and sooner there
 
     def _pipeline(self, networks: Networks) -> StableDiffusionPipeline:
         configs = self.folder.configs
@@ -219,7 +221,7 @@ class OpenVINO(Eager):
         if self.name == Eager.name:
             return
         for graph in self._all_graphs():
-            graph.fixed = mode == 'full'     # one compilation for all sizes holds the weights once
+            graph.fixed = self._has_fixed_shapes(graph.file)
             graph.forget()
 
     def _all_graphs(self) -> list[Graph]:

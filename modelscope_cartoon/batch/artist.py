@@ -47,7 +47,7 @@ class Artist:
         """The pipeline that draws `request`; CartoonError where its model can't be loaded."""
         name = model_of(self.model, request.get('style'))
         if self._loaded[0] != name:
-            from modelscope_cartoon.pipeline import load_pipeline
+            from modelscope_cartoon import load_pipeline
             self._loaded = ('', None)     # the one before goes first: two may not fit
             pipe = load_pipeline(name, **self.options)
             pipe.pipeline.set_progress_bar_config(disable=True)     # the batch has a line of its own
