@@ -10,7 +10,8 @@ import time
 from benchmarks.goals import COLD
 from benchmarks.runner import ROOT, Bench, Process, say
 
-IMPORTS = ('modelscope', 'modelscope_cartoon')
+IMPORTS = ('modelscope', 'modelscope_cartoon', 'modelscope.pipelines',
+           'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion')
 
 
 def measure(bench: Bench, size: int, repeats: int, prepared: bool) -> None:
@@ -25,7 +26,7 @@ def measure(bench: Bench, size: int, repeats: int, prepared: bool) -> None:
 def starts(bench: Bench, variants: dict[str, tuple[str, dict[str, str]]], size: int, repeats: int) -> None:
     """`variants`: what it is called -> the side, and environment variables. In turn, after one start that fills the
     page cache; the samples are seconds."""
-    samples = bench.result.setdefault('cold', {})
+    samples, parts = bench.result.setdefault('cold', {}), bench.result.setdefault('cold parts', {})
     noise = bench.noise(size, 1)
     for turn in range(-1, repeats):
         for title, (name, environment) in variants.items():
@@ -38,7 +39,10 @@ def starts(bench: Bench, variants: dict[str, tuple[str, dict[str, str]]], size: 
                 answer = process.ask('cold', size=size, steps=1, noise=noise)
             process.close()
             if not bench.failed(title, answer) and turn >= 0:
-                samples.setdefault(title, []).append(answer['first_step_at'] - started)
+                total = answer['first_step_at'] - started
+                samples.setdefault(title, []).append(total)
+                parts.setdefault(title, []).append({'text': answer['text'], 'step': answer['step'],
+                                                    'load': total - answer['text'] - answer['step']})
                 say(f'  cold start, {title}: {samples[title][-1]:.1f} s')
 
 

@@ -69,10 +69,14 @@ def draw(side: Any, watch: Watch, size: int, steps: int, noise: str, batch: int 
 
 
 def cold(side: Any, watch: Watch, **question: Any) -> None:
-    """Answers at the end of the first step, by the clock that all processes share, and ends."""
+    """Answers at the end of the first step, by the clock that all processes share, and ends. text, step: seconds of the
+    stages since it was asked, each with the compilation in it, where there is one."""
+    asked_at = time.monotonic()
+
     def first_step() -> None:
-        watch.synchronize()
-        answer({'first_step_at': time.monotonic()})
+        text = watch.seconds()['text']
+        now = time.monotonic()
+        answer({'first_step_at': now, 'text': text, 'step': now - asked_at - text})
         os._exit(0)
     watch.on_step = first_step
     draw(side, watch, **question)

@@ -1,6 +1,8 @@
 """A result as Markdown. Every number comes from the JSON; what was not measured is a dash."""
 from __future__ import annotations
 
+import statistics
+
 from benchmarks import goals, stats
 from benchmarks.stats import FULL_STEPS, Result, Run, Spread, median, spread, values, whole
 
@@ -142,17 +144,25 @@ def _evaluations(result: Result, what: str) -> str:
 
 
 def _cold(result: Result) -> str:
-    rows = [[title, shown(spread(samples)), number(goals.cold_overhead(result, title))]
+    rows = [[title, *_stages(result, title), shown(spread(samples)), number(goals.cold_overhead(result, title))]
             for title, samples in result.get('cold', {}).items()]
     text = [] if not rows else ['**Cold start,** page cache warm: seconds from the start of the process to the end of '
                                 'the first denoising step, and the same without the time of an ordinary step.\n\n'
-                                + table(['', 'to the first step\'s end', 'without the step'], rows)]
+                                + table(['', 'imports, loading', 'text', 'first step', 'all', 'without a step'],
+                                        rows)]
     text += [f'`prepare --backend {backend}` took {number(done["seconds"])} s (little, where it had been run before).'
              for backend, done in result.get('prepare', {}).items()]
     if result.get('imports'):
         text.append('; '.join(f'`import {name}` {shown(spread(samples))} s'
                               for name, samples in result['imports'].items()) + '.')
     return '\n\n'.join(text)
+
+
+def _stages(result: Result, title: str) -> Row:
+    """Of a cold start, each with what is compiled or read from the files in it."""
+    parts = result.get('cold parts', {}).get(title)
+    return [number(statistics.median(part[name] for part in parts)) if parts else '-'
+            for name in ('load', 'text', 'step')]
 
 
 def _goals(result: Result) -> str:
